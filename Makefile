@@ -1,0 +1,55 @@
+# Everything happens in .venv; a fresh machine needs Python 3.11 (or later) and make.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+DEMO := runs/demo
+# Many small matrices on few cores: threads that wait for each other cost more than they bring.
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: demo lab test docs-check notebooks clean-notebooks hooks clean
+
+# The environment, made again when a pin or a requirement changes; a broken install leaves no stamp, so the next make repairs it.
+.venv/ready: settings.ini setup.py constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "clip_ft needs Python 3.11 or later; name one with make PYTHON=...")'
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# The main job on the demo catalogue: draw, clean and split, train, evaluate, embed, search.
+demo: .venv/ready
+	$(BIN)/clip_ft_get_data --root $(DEMO) --source demo
+	$(BIN)/clip_ft_preprocess --root $(DEMO)
+	$(BIN)/clip_ft_train --root $(DEMO) --model tiny $(DEMO_TRAIN)
+	$(BIN)/clip_ft_evaluate --root $(DEMO)
+	$(BIN)/clip_ft_embed --root $(DEMO)
+	$(BIN)/clip_ft_search "blue jeans" --root $(DEMO) --save-grid $(DEMO)/blue-jeans.png
+
+DEMO_TRAIN := --epochs 10 --lr 1e-3 --patience 4 --weight-decay 0.1
+
+lab: .venv/ready
+	$(BIN)/jupyter lab nbs/05_search.ipynb
+
+# The cells of all notebooks, in order and in one process, then what can't be a cell.
+test: .venv/ready
+	$(BIN)/nbdev_test --n_workers 0 --do_print
+	$(BIN)/python -m pytest -q tests
+
+# Stale exports, clean notebooks, documentation; what CI checks beside the tests.
+docs-check: .venv/ready
+	$(BIN)/python .ci/check_docs.py
+
+# Run all notebooks, keep the outputs that readers want, and write README.md from the first page.
+notebooks: .venv/ready
+	cd nbs && for o in 0*.ipynb demo.ipynb index.ipynb; do ../$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace $$o || exit 1; done
+	$(MAKE) clean-notebooks
+	$(BIN)/python .ci/check_docs.py --write-readme
+
+clean-notebooks: .venv/ready
+	$(BIN)/nbdev_clean
+	$(BIN)/python .ci/clean_notebooks.py
+
+# Once in a clone: clean notebooks at each commit, and merge them sensibly.
+hooks: .venv/ready
+	$(BIN)/nbdev_install_hooks
+
+clean:
+	rm -rf runs _proc _docs nbs/nbdev.yml

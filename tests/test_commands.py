@@ -1,0 +1,136 @@
+"The six commands as a user types them, one after the other, each in a process of its own; and what Ctrl-C leaves behind."
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+BIN = Path(sys.executable).parent
+
+
+def start(name, *args):
+    return subprocess.Popen([str(BIN/name), *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def command(name, *args, code=0):
+    process = start(name, *args)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, f'{name} {args}: exit {process.returncode}\n{out}\n{err}'
+    return out, err
+
+
+@pytest.fixture(scope='module')
+def shop(tmp_path_factory):
+    "A small demo shop after all six commands, and what they printed."
+    root = tmp_path_factory.mktemp('shop')
+    said = {
+        'get_data': command('clip_ft_get_data', '--root', root, '--source', 'demo', '--limit', 200),
+        'preprocess': command('clip_ft_preprocess', '--root', root, '--test-size', .2),
+        'train': command('clip_ft_train', '--root', root, '--model', 'tiny', '--epochs', 2, '--lr', 1e-3),
+        'evaluate': command('clip_ft_evaluate', '--root', root),
+        'embed': command('clip_ft_embed', '--root', root),
+        'search': command('clip_ft_search', 'blue jeans', '--root', root, '--save-grid', root/'grid.png'),
+    }
+    return root, {name: out for name, (out, err) in said.items()}
+
+
+def test_the_whole_path(shop):
+    root, said = shop
+    split = [pd.read_csv(root/'data'/'processed'/'split'/f'{o}.csv') for o in ('train', 'test')]
+    rejects = pd.read_csv(root/'data'/'processed'/'rejects.csv')
+    assert sum(map(len, split))+len(rejects) == 200
+    history = pd.read_csv(root/'checkpoints'/'training_history.csv')
+    assert history.epoch.tolist() == [0, 1, 2]
+    assert (root/'checkpoints'/'training_history.png').read_bytes().startswith(b'\x89PNG')
+    assert 'model_state_dict' in torch.load(root/'checkpoints'/'best_model.pt')
+    assert all(o in said['evaluate'] for o in ('clip_score', 'batch_accuracy', 'recall@1', 'recall@5', 'recall@10', 'mrr', 'median_rank', 'before'))
+    with np.load(root/'data'/'processed'/'image_embeddings.npz', allow_pickle=False) as f:
+        assert f['embeddings'].shape == (sum(map(len, split)), 128)
+    lines = said['search'].splitlines()
+    assert len([o for o in lines if '.jpg' in o]) == 5 and max(map(len, lines[:6])) <= 100
+    assert str(root) in said['search']                    # where the pictures are
+    assert (root/'grid.png').stat().st_size > 10_000
+
+
+def test_saved_model_opens_with_plain_transformers(shop):
+    from transformers import CLIPModel, CLIPProcessor
+    root, _ = shop
+    model = CLIPModel.from_pretrained(root/'checkpoints'/'best_model')
+    model.load_state_dict(torch.load(root/'checkpoints'/'best_model.pt')['model_state_dict'])
+    assert CLIPProcessor.from_pretrained(root/'checkpoints'/'best_model').tokenizer('blue jeans')['input_ids']
+
+
+def test_search_as_a_prompt(shop):
+    root, _ = shop
+    done = subprocess.run([str(BIN/'clip_ft_search'), '--root', str(root), '--top-k', '2'], input='red dress\nwatch\n', capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.count('.jpg') == 4
+
+
+def test_twice_gives_the_same(shop):
+    "Preprocessing again changes nothing, and neither does asking for the data again."
+    root, _ = shop
+    files = [root/'data'/'processed'/'split'/'train.csv', root/'data'/'processed'/'rejects.csv']
+    before = [o.read_bytes() for o in files]
+    command('clip_ft_get_data', '--root', root, '--source', 'demo', '--limit', 200)
+    command('clip_ft_preprocess', '--root', root, '--test-size', .2)
+    assert [o.read_bytes() for o in files] == before
+
+
+def test_embeddings_of_another_model_are_refused(shop):
+    root, _ = shop
+    from clip_ft.model import save_model, tiny_model
+    model, processor = tiny_model(['blue jeans and a red dress'], seed=9)
+    save_model(root/'other', model, processor)
+    _, err = command('clip_ft_search', 'jeans', '--root', root, '--model', root/'other', code=2)
+    assert 'another model' in err and 'Traceback' not in err
+
+
+@pytest.mark.parametrize('name,args,message', [
+    ('clip_ft_get_data', ['--source', 'no/such/place'], 'no/such/place'),
+    ('clip_ft_preprocess', [], 'clip_ft_get_data'),
+    ('clip_ft_train', ['--model', 'tiny'], 'clip_ft_preprocess'),
+    ('clip_ft_evaluate', [], 'clip_ft_preprocess'),
+    ('clip_ft_embed', [], 'clip_ft_preprocess'),
+    ('clip_ft_search', ['jeans'], 'clip_ft_embed'),
+    ('clip_ft_search', ['jeans', '--top-k', '0'], 'top-k'),
+    ('clip_ft_search', ['  '], 'empty'),
+])
+def test_too_early_or_wrong_is_one_line(tmp_path, name, args, message):
+    _, err = command(name, '--root', tmp_path, *args, code=2)
+    assert message in err and err.count('\n') == 1 and 'Traceback' not in err
+    assert not any(o.is_file() for o in tmp_path.rglob('*'))
+
+
+@pytest.mark.parametrize('name', ['get_data', 'preprocess', 'train', 'evaluate', 'embed', 'search'])
+def test_help_explains_every_option(name):
+    out, _ = command(f'clip_ft_{name}', '--help')
+    assert '--root' in out and 'folder that holds' in out
+
+
+def test_ctrl_c_keeps_the_best_model(shop, tmp_path):
+    "Interrupted while it trains: exit code 130, one line, and a checkpoint that loads."
+    root, _ = shop
+    again = tmp_path/'shop'
+    import shutil
+    shutil.copytree(root, again)
+    shutil.rmtree(again/'checkpoints')
+    process = start('clip_ft_train', '--root', again, '--model', 'tiny', '--epochs', 500, '--patience', 500, '--lr', 1e-3)
+    history = again/'checkpoints'/'training_history.csv'
+    deadline = time.time()+120
+    while not history.exists() and time.time() < deadline: time.sleep(.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert 'Traceback' not in err
+    checkpoint = torch.load(again/'checkpoints'/'best_model.pt')
+    from clip_ft.model import load_model
+    model, _ = load_model(again/'checkpoints'/'best_model', device='cpu')
+    for name, weight in model.state_dict().items(): assert torch.equal(weight, checkpoint['model_state_dict'][name]), name
+    assert len(pd.read_csv(history)) >= 2
+    assert not [o for o in (again/'checkpoints').iterdir() if o.name.startswith('.')]   # no half-written files
