@@ -96,7 +96,7 @@ def main():
     parser.add_argument("--tflops", type=float, default=790, help="what the device reaches in bf16, in TFLOP/s")
     parser.add_argument("--how", choices=("prepare", "cold", "warm"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    os.environ.update(HF_HUB_OFFLINE="1")
     if args.how == "prepare": return prepare(args)
     if args.how: return print(json.dumps(dict(name="clip_ft", cache=args.how) | measure(args, args.batch_size[0])))
     with tempfile.TemporaryDirectory() as folder:

@@ -229,21 +229,22 @@ def embed_images(
 def embed_texts(
     model,                # A model of two towers
     processor,            # Its processor
-    texts,                # N texts, or one
+    texts,                # N texts, or one; or their `Tokens`
     batch_size: int|None=None, # Texts that go through the model at once; None: 1,024 on a CUDA device, else 256
     progress: bool=False, # Show a progress bar
 ) -> np.ndarray:          # float32 [N, D], rows of length 1
     "Embed texts; what is beyond the model's longest text (77 tokens for CLIP) is cut off."
-    texts = np.array([texts] if isinstance(texts, str) else [str(o) for o in texts], dtype=object)
+    if not isinstance(texts, (str, Tokens)): texts = [str(o) for o in texts]
     if not len(texts): return np.zeros((0, embedding_size(model)), np.float32)
-    distinct, inverse = np.unique(texts, return_inverse=True)
-    device = model_device(model)
-    tokens = Tokens(processor, distinct, device=device)
+    device, tokens, inverse = model_device(model), texts, slice(None)
+    if not isinstance(texts, Tokens):
+        distinct, inverse = np.unique(np.array([texts] if isinstance(texts, str) else texts, dtype=object), return_inverse=True)
+        tokens = Tokens(processor, distinct, device=device)
     order = torch.argsort(tokens.lengths, stable=True)
 
     def work(model, _):
-        out = torch.empty(len(distinct), embedding_size(model), device=device)
-        with tqdm(total=len(distinct), desc='Embedding texts', disable=not progress) as bar:
+        out = torch.empty(len(tokens), embedding_size(model), device=device)
+        with tqdm(total=len(tokens), desc='Embedding texts', disable=not progress) as bar:
             for rows in order.split(batch_size or (1024 if device.type == 'cuda' else 256)):
                 out[rows.to(device)] = text_features(model, tokens[rows])
                 bar.update(len(rows))

@@ -1,0 +1,69 @@
+"""On a CUDA device: compiled and replayed steps, gradient caching and 16-bit embedding give what the plain path gives. Skipped elsewhere."""
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from clip_ft.data import get_data, image_folder, preprocess, Paths
+from clip_ft.dataset import PixelCache
+from clip_ft.model import embed_images, embed_texts, plain_weights, tiny_model
+from clip_ft.training import TrainConfig, Trainer, image_paths, train
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+
+
+@pytest.fixture(scope='module')
+def demo(tmp_path_factory):
+    paths = Paths(tmp_path_factory.mktemp('demo'))
+    folder = get_data('demo', paths, limit=600)
+    products, test = preprocess(paths)
+    return paths, products, test, image_folder(folder), PixelCache.build(image_paths(products, image_folder(folder)), 96, paths.pixels)
+
+
+def losses(demo, n=40, **changes):
+    "Losses of n steps, and the trainer."
+    _, products, _, _, cache = demo
+    model, processor = tiny_model(products.full_text)
+    run = Trainer(model.cuda(), processor, cache, products, TrainConfig(**(dict(lr=5e-4, batch_size=64, epochs=20) | changes)))
+    rows = [o for epoch in range(1, 10) for o in run.batches(epoch)][:n]
+    return torch.stack([run.train_step(o)[0] for o in rows]).cpu().numpy(), run
+
+
+def test_fast_steps_equal_plain_ones(demo):
+    plain, _ = losses(demo, compile=False)
+    fast, run = losses(demo)
+    assert len(run.graphs) >= 2                           # several widths were really recorded
+    again, _ = losses(demo, compile=False, batch_size=64)
+    noise = np.abs(again-plain).max()                     # what the device itself varies by, from run to run
+    assert np.abs(fast[:10]-plain[:10]).max() < .02 and np.abs(fast-plain).mean() < .05, (np.abs(fast-plain).max(), noise)
+    run.close()
+
+
+@pytest.mark.parametrize('changes', [dict(chunk=24), dict(chunk=24, compile=False), dict(ema=.9, layer_decay=.8), dict(freeze_vision=2), dict(freeze_text=-1), dict(lora=4)])
+def test_options_on_the_fast_path(demo, changes):
+    reference = {k: v for k, v in changes.items() if k not in ('chunk',)}
+    plain, a = losses(demo, 12, compile=False, **reference)
+    fast, b = losses(demo, 12, **{k: v for k, v in changes.items() if k != 'compile'}, compile=changes.get('compile', True))
+    assert np.abs(fast-plain).max() < .02
+    for name, w in plain_weights(b.model).items(): assert torch.isfinite(w).all(), name
+
+
+def test_embedding_in_16_bits(demo):
+    _, products, _, folder, cache = demo
+    model, processor = tiny_model(products.full_text)
+    exact = embed_images(model, processor, cache, progress=False), embed_texts(model, processor, products.full_text)
+    half = embed_images(model.cuda(), processor, cache, progress=False), embed_texts(model, processor, products.full_text)
+    for a, b in zip(exact, half):
+        assert b.dtype == np.float32 and np.abs((a*b).sum(1)-1).max() < 1e-4
+        assert np.abs(a@a.T-b@b.T).max() < 2e-3
+    with torch.no_grad(): model.vision_model.encoder.layers[0].mlp.fc2.bias += 1e6      # too large for 16 bits
+    big = embed_images(model, processor, cache, progress=False)
+    assert np.isfinite(big).all()
+
+
+def test_train_and_resume(demo):
+    paths, products, test, folder, _ = demo
+    model, processor = tiny_model(products.full_text)
+    history = train(model.cuda(), processor, products, test, folder, paths, TrainConfig(epochs=3, lr=1e-3, batch_size=64, hard_negatives=8, patience=3))
+    assert history.epoch.tolist() == [0, 1, 2, 3] and history.test_loss.iloc[-1] < history.test_loss[0]
+    assert all(o._compiled_call_impl is None for o in model.modules())
