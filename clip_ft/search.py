@@ -167,7 +167,7 @@ def plot_results(
     "A grid of pictures with name and CLIP score. A picture that can't be opened any more is shown as a note."
     n = max(1, -(-len(results)//columns))
     fig = Figure(figsize=(1.9*columns, 2.3*n+.3*bool(title)))
-    axs = fig.subplots(n, columns, squeeze=False).flat
+    axs = fig.subplots(n, columns, squeeze=False).ravel()
     for ax in axs: ax.axis('off')
     for ax, row in zip(axs, results.to_dict('records')):
         try: ax.imshow(read_pixels(Path(image_dir)/row['image'], Geometry(224)).transpose(1, 2, 0))
