@@ -523,6 +523,7 @@ def clean_text(
         torn = texts[marked].str.replace(r'&\s+rsquo\b\s?;?\s?', '’', regex=True).str.replace(TORN_ENTITY, r'&\1;', regex=True)
         texts = texts.where(~marked, torn.map(html.unescape).reindex(texts.index))
     texts = texts.str.replace(r'</?[A-Za-z!][^<>]*>', ' ', regex=True)
+    texts = texts.str.replace(r'<[\s/]*$', '', regex=True)  # a text that was cut inside a tag
     return texts.str.replace(r'[\s\x00-\x1f\x7f\u200b\ufeff]+', ' ', regex=True).str.strip()
 
 # %% ../nbs/00_data.ipynb #6b8443f9

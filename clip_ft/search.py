@@ -9,6 +9,7 @@ __all__ = ['save_embeddings', 'load_embeddings', 'embed_catalogue', 'top_rows', 
 # %% ../nbs/05_search.ipynb #8b34539a
 import io
 import json
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -177,7 +178,11 @@ def plot_results(
     fig.tight_layout(pad=.4)
     return fig
 
-def _literal(text): return ' '.join(str(text).split()).replace('$', r'\$')   # matplotlib would read $...$ as mathematics
+def _literal(text):
+    "Text as matplotlib shows it: in one line, without control characters, and $...$ is no mathematics."
+    return ''.join(o if o.isprintable() else ' ' for o in ' '.join(str(text).split())).replace('$', r'\$')
+
+warnings.filterwarnings('ignore', 'Glyph .* missing from', UserWarning)   # an emoji in a query is drawn as a box, and that says enough
 
 # %% ../nbs/05_search.ipynb #70d1c05d
 @console_script
