@@ -27,8 +27,9 @@ demo: .venv/ready
 
 DEMO_TRAIN := --epochs 10 --lr 1e-3 --patience 4 --weight-decay 0.1
 
+# LAB_FLAGS takes options of JupyterLab, such as --no-browser on a server.
 lab: .venv/ready
-	$(BIN)/jupyter lab nbs/05_search.ipynb
+	$(BIN)/jupyter lab $(LAB_FLAGS) nbs/05_search.ipynb
 
 # The cells of all notebooks, in order and in one process, then what can't be a cell.
 test: .venv/ready
