@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .data import InputError, Paths, catalogue_folder, command_parser, console_script, image_folder, load_split, twin_groups
+from .data import InputError, Paths, catalogue_folder, command_parser, console_script, image_folder, load_split, new_figure, twin_groups
 from .dataset import Geometry, PixelCache, read_pixels
 from .model import embed_images, embed_texts, load_model, read_checkpoint
 from .training import batch_accuracy, batch_metrics, clip_score, demo_run, image_paths, open_model
@@ -99,7 +99,7 @@ def plot_retrievals(
 ) -> Figure:
     "What was asked for, and what came: a row a query, right answers framed in green, wrong ones in red."
     paths, groups = image_paths(products, image_dir), twin_groups(products)
-    fig = Figure(figsize=(1.15*(k+1), 1.35*len(rows)))
+    fig = new_figure(figsize=(1.15*(k+1), 1.35*len(rows)))
     axs = fig.subplots(len(rows), k+1, squeeze=False)
     for line, row in zip(axs, rows):
         scores = text_embeds[row] @ image_embeds.T
@@ -118,7 +118,7 @@ def plot_recall(
     **ranks,       # Name of a curve -> ranks from `best_ranks`
 ) -> Figure:
     "Share of queries answered within the first k results, as a curve over k."
-    fig = Figure(figsize=(4, 2.6))
+    fig = new_figure(figsize=(4, 2.6))
     ax = fig.subplots()
     ks = np.arange(1, max_k+1)
     for name, r in ranks.items(): ax.plot(ks, [(r <= k).mean() for k in ks], marker='.', label=name)

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .data import InputError, Paths, atomic_write, catalogue_folder, command_parser, console_script, image_folder, load_split, open_image
+from .data import InputError, Paths, atomic_write, catalogue_folder, command_parser, console_script, image_folder, load_split, new_figure, open_image
 from .dataset import Geometry, PixelCache
 from .model import embed_images, embed_texts, load_model, model_id
 from .training import demo_run, image_paths
@@ -168,7 +168,7 @@ def plot_results(
 ) -> Figure:
     "A grid of pictures with CLIP score and name. A picture that can't be opened any more is shown as a note."
     n = max(1, -(-len(results)//columns))
-    fig = Figure(figsize=(1.9*columns, 2.35*n+.3*bool(title)), layout='constrained')
+    fig = new_figure(figsize=(1.9*columns, 2.35*n+.3*bool(title)), layout='constrained')
     axs = fig.subplots(n, columns, squeeze=False).ravel()
     for ax in axs: ax.axis('off')
     for ax, row in zip(axs, results.to_dict('records')):
