@@ -244,7 +244,7 @@ def read_products(
         extra = read_table(styles)
         if 'id' in extra:
             extra = extra.drop_duplicates('id').set_index('id')
-            stems = products['image'].str.replace(r'^.*/|\.[^.]*$', '', regex=True)
+            stems = products['image'].astype(object).str.replace(r'^.*/|\.[^.]*$', '', regex=True)
             joined = extra[extra.columns.difference(products.columns, sort=False)].reindex(stems).fillna('')
             products = pd.concat([products, joined.set_axis(products.index)], axis=1)
     return products[[*STANDARD_COLUMNS, *products.columns.difference(STANDARD_COLUMNS, sort=False)]]
@@ -517,14 +517,14 @@ def clean_text(
     texts,  # Series: N texts, str
 ):  # Series: the same without HTML, each run of white space one blank
     "Strip tags, entities, control characters and surplus blanks."
-    texts = texts.astype(str)
+    texts = texts.astype(str).astype(object)   # so that Python's `re` does the work: pyarrow, where it is installed, reads patterns differently
     marked = texts.str.contains('&', regex=False)
     if marked.any():
         torn = texts[marked].str.replace(r'&\s+rsquo\b\s?;?\s?', '’', regex=True).str.replace(TORN_ENTITY, r'&\1;', regex=True)
         texts = texts.where(~marked, torn.map(html.unescape).reindex(texts.index))
     texts = texts.str.replace(r'</?[A-Za-z!][^<>]*>', ' ', regex=True)
     texts = texts.str.replace(r'<[\s/]*$', '', regex=True)  # a text that was cut inside a tag
-    return texts.str.replace(r'[\s\x00-\x1f\x7f\u200b\ufeff]+', ' ', regex=True).str.strip()
+    return texts.str.replace(r'[\s\x00-\x1f\x7f\u200b\ufeff]+', ' ', regex=True).str.strip().astype(str)
 
 # %% ../nbs/00_data.ipynb #6b8443f9
 PLACEHOLDERS = {'', 'na', 'n/a', 'n.a', 'none', 'null', 'nil', 'nan', 'tbd', 'tba', 'no description', 'not available',
@@ -535,7 +535,7 @@ def is_placeholder(
     texts,  # Series: N texts, as from `clean_text`
 ):  # Series: bool, N: True where the text says nothing about a product
     "Find texts that are empty, only punctuation, or one of `PLACEHOLDERS`, whatever their case."
-    bare = texts.str.replace(r'^[\W_]+|[\W_]+$', '', regex=True).str.casefold()
+    bare = texts.astype(object).str.replace(r'^[\W_]+|[\W_]+$', '', regex=True).str.casefold()
     return bare.isin(PLACEHOLDERS)
 
 # %% ../nbs/00_data.ipynb #5eb72a04
@@ -611,7 +611,7 @@ def twin_groups(
     "Group products that share their display name, their description or their pixels; case and white space do not count."
     keys = []
     for column in products.columns.intersection(['display name', 'description', 'pixel_id']):
-        texts = products[column].str.replace(r'\s+', ' ', regex=True).str.strip().str.casefold()
+        texts = products[column].astype(object).str.replace(r'\s+', ' ', regex=True).str.strip().str.casefold()
         codes = pd.factorize(texts)[0]
         keys.append(np.where(texts == '', len(codes) + np.arange(len(codes)), codes))  # empty texts are no twins
     labels, before = np.arange(len(products)), None

@@ -1,0 +1,111 @@
+"""Speed and memory of clip_ft's own train(), end to end: pixel cache, epochs, augmentation, metrics and checkpoints.
+
+    python benchmarks/training_speed.py CATALOGUE [--batch-size 32 1024] [--epochs 5] [--model FOLDER] [--root FOLDER]
+
+CATALOGUE and --model are as for training_peers.py, which measures the competitors. The catalogue is brought in and split
+below --root first, outside the clock; what is there is reused. Each measurement runs in a process of its own and prints one
+line of JSON. cache "cold" is a first run, which decodes the pictures; "warm" finds the cache.
+
+seconds is the whole of train(), and pairs_per_second_from_start is what it trained on over that time. pairs_per_second is
+the steps alone, without metrics and checkpoints, the first epoch left out if there are more. seconds_to_first_step is from the
+call, with a loaded model, to the end of the first optimizer step, and so includes the metrics before training. utilisation is
+as for training_peers.py, with the texts as wide as the batches really were.
+"""
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from training_peers import child, device_report, forward_flops, make_model, read_catalogue
+
+
+def prepare(args):
+    "Bring in and split the catalogue, and make the model, where they aren't there yet."
+    from clip_ft.data import Paths, get_data, preprocess
+    paths = Paths(args.root)
+    get_data(args.catalogue, paths)
+    if not paths.train_csv.exists(): preprocess(paths)
+    if not (args.model/"config.json").exists(): make_model(args.model, read_catalogue(args.catalogue)[1], args.tiny)
+
+
+class Watch:
+    "Notes when the first optimizer step ended, how long each epoch's steps took, and how wide the texts of each batch were."
+    def __init__(self):
+        from clip_ft import training
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+        self.first, self.epochs, self.widths = None, [], []
+        self.hook = register_optimizer_step_post_hook(self.after_step)
+        epoch, inputs = training.Loop.train_epoch, training.Trainer.inputs
+
+        def train_epoch(loop, number):
+            start, figures = self.now(), epoch(loop, number)
+            self.epochs.append(self.now()-start)
+            return figures
+
+        def read(run, rows):
+            batch = inputs(run, rows)
+            self.widths.append(batch["input_ids"].shape[1])
+            return batch
+
+        training.Loop.train_epoch, training.Trainer.inputs = train_epoch, read
+
+    @staticmethod
+    def now():
+        import torch
+        if torch.cuda.is_available(): torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def after_step(self, *_):
+        import torch
+        if self.first is not None or torch.cuda.is_available() and torch.cuda.is_current_stream_capturing(): return
+        self.first = self.now()
+        self.hook.remove()
+
+
+def measure(args, batch_size):
+    from clip_ft.data import Paths, catalogue_folder, image_folder, load_split
+    from clip_ft.model import load_model
+    from clip_ft.training import TrainConfig, train
+    paths = Paths(args.root)
+    train_products, test_products = load_split(paths)
+    images = image_folder(catalogue_folder(paths))
+    model, processor = load_model(args.model)
+    watch, start = Watch(), Watch.now()
+    history = train(model, processor, train_products, test_products, images, paths, TrainConfig(epochs=args.epochs, patience=args.epochs, batch_size=batch_size), fresh=True)
+    seconds = Watch.now()-start
+    pairs = int(history.step.max())*batch_size
+    each = pairs/len(watch.epochs)
+    later = watch.epochs[1:] or watch.epochs
+    steady, tokens = each*len(later)/sum(later), sum(watch.widths)/len(watch.widths)
+    return dict(batch_size=batch_size, products=len(train_products), epochs=len(watch.epochs), pairs_per_second=round(steady, 1), pairs_per_second_from_start=round(pairs/seconds, 1),
+        seconds=round(seconds, 2), epoch_seconds=[round(o, 2) for o in watch.epochs], seconds_to_first_step=round(watch.first-start, 2), tokens=round(tokens, 1),
+        **device_report(steady*3*forward_flops(model.config, tokens), args.tflops))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("catalogue", type=Path)
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[32, 1024])
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--root", type=Path, help="where data and checkpoints go; a temporary folder if not given")
+    parser.add_argument("--model", type=Path, help="folder of the model; made if it isn't there")
+    parser.add_argument("--tiny", action="store_true", help="make a tiny model instead of ViT-B/32, to try the script out")
+    parser.add_argument("--tflops", type=float, default=790, help="what the device reaches in bf16, in TFLOP/s")
+    parser.add_argument("--how", choices=("prepare", "cold", "warm"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    if args.how == "prepare": return prepare(args)
+    if args.how: return print(json.dumps(dict(name="clip_ft", cache=args.how) | measure(args, args.batch_size[0])))
+    with tempfile.TemporaryDirectory() as folder:
+        args.root, args.model = args.root or Path(folder), args.model or Path(folder)/"model"
+        options = [args.catalogue, "--root", args.root, "--model", args.model, "--epochs", args.epochs, "--tflops", args.tflops] + ["--tiny"]*args.tiny
+        if not child(__file__, *options, "--how", "prepare"): sys.exit(1)
+        cold = not any((args.root/"data"/"processed"/"pixels").glob("*.npy"))
+        if cold: child(__file__, *options, "--batch-size", args.batch_size[0], "--how", "cold")
+        for batch_size in args.batch_size: child(__file__, *options, "--batch-size", batch_size, "--how", "warm")
+
+
+if __name__ == "__main__": main()
