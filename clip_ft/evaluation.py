@@ -85,7 +85,7 @@ def evaluate_main(argv=None):
     args = parser.parse_args(argv)
     paths = Paths(args.root)
     train_products, test_products = load_split(paths)
-    image_dir = image_folder(catalogue_folder(paths))
+    image_dir = image_folder(catalogue_folder(paths), test_products)   # the split has the standard names of columns, the catalogue perhaps its own
     base = args.base or (read_checkpoint(paths.best_checkpoint).get('base') if not args.model else 'none')
     sample = train_products.sample(min(len(test_products), len(train_products)), random_state=0)
     figures = {}

@@ -84,11 +84,11 @@ def embed_catalogue(
     paths: Paths, # Where preprocess left its tables; the embeddings file goes to `paths.embeddings`
 ) -> dict: # What `load_embeddings` returns
     "Embed all products of the split, training and test, and write the embeddings file."
-    image_dir, geometry = image_folder(catalogue_folder(paths)), Geometry.of(processor)
-    parts = load_split(paths)
+    parts, geometry = load_split(paths), Geometry.of(processor)
+    products = pd.concat(parts, ignore_index=True)
+    image_dir = image_folder(catalogue_folder(paths), products)
     caches = [PixelCache.build(image_paths(o, image_dir), geometry, paths.pixels) for o in parts if len(o)]
     embeddings = np.concatenate([embed_images(model, processor, o) for o in caches])
-    products = pd.concat(parts, ignore_index=True)
     save_embeddings(paths.embeddings, embeddings, products.image, products, model_id(model), '+'.join(o.digest for o in caches))
     return load_embeddings(paths.embeddings)
 
