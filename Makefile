@@ -31,10 +31,9 @@ DEMO_TRAIN := --epochs 10 --lr 1e-3 --patience 4 --weight-decay 0.1
 lab: .venv/ready
 	$(BIN)/jupyter lab $(LAB_FLAGS) nbs/05_search.ipynb
 
-# The cells of all notebooks, in order and in one process, then what can't be a cell.
+# The cells of all notebooks, in order and in one process, then what can't be a cell; the second even if the first failed.
 test: .venv/ready
-	$(BIN)/nbdev_test --n_workers 0 --do_print
-	$(BIN)/python -m pytest -q tests
+	failed=0; $(BIN)/nbdev_test --n_workers 0 --do_print || failed=1; $(BIN)/python -m pytest -q tests || failed=1; exit $$failed
 
 # Stale exports, clean notebooks, documentation; what CI checks beside the tests.
 docs-check: .venv/ready
