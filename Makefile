@@ -33,7 +33,7 @@ lab: .venv/ready
 
 # The cells of all notebooks, in order and in one process, then what can't be a cell; the second even if the first failed.
 test: .venv/ready
-	failed=0; $(BIN)/nbdev_test --n_workers 0 --do_print || failed=1; $(BIN)/python -m pytest -q tests || failed=1; exit $$failed
+	failed=0; $(BIN)/nbdev_test --n_workers 0 --do_print --timing || failed=1; $(BIN)/python -m pytest -q tests || failed=1; exit $$failed
 
 # Stale exports, clean notebooks, documentation; what CI checks beside the tests.
 docs-check: .venv/ready
