@@ -135,6 +135,9 @@ class PixelCache:
     def _write(path, image_paths, geometry, workers):
         "Decode into `path` by way of a partial file, going on where an interrupted run stopped."
         partial, shape = path.with_suffix('.partial'), (len(image_paths), 3, geometry.size, geometry.size)
+        def write(f, block):
+            f.write(block); f.flush(); os.fsync(f.fileno())
+
         buffer = BytesIO()
         np.lib.format.write_array_header_1_0(buffer, dict(descr='|u1', fortran_order=False, shape=shape))
         header, each = buffer.getvalue(), 3*geometry.size**2
@@ -144,10 +147,13 @@ class PixelCache:
             if not done: f.seek(0); f.write(header)
             f.seek(len(header)+done*each)
             with tqdm(total=len(image_paths), initial=done, desc='Decoding', unit='picture') as bar:
-                for block in pixel_blocks(image_paths[done:], geometry, workers=workers):
-                    f.write(block)
-                    bar.update(len(block))
-            f.flush(); os.fsync(f.fileno())
+                with ThreadPoolExecutor(1) as disk:        # writing and flushing go on while the next block is decoded
+                    job = disk.submit(f.flush)
+                    for block in pixel_blocks(image_paths[done:], geometry, workers=workers):
+                        job.result()
+                        job = disk.submit(write, f, block)
+                        bar.update(len(block))
+                    job.result()
         try: os.replace(partial, path)
         except FileNotFoundError:   # another process built the same bytes at the same time and was first
             if not path.exists(): raise

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['default_device', 'model_device', 'tiny_model', 'load_model', 'save_model', 'half_precision', 'image_features',
            'text_features', 'evaluating', 'embed_images', 'embed_texts', 'embedding_size', 'model_id',
-           'save_checkpoint', 'read_checkpoint', 'load_checkpoint', 'freeze_early_layers', 'parameter_groups',
-           'add_lora', 'plain_weights', 'interpolate_weights']
+           'save_checkpoint', 'read_checkpoint', 'load_checkpoint', 'tower_layers', 'freeze_early_layers',
+           'parameter_groups', 'add_lora', 'plain_weights', 'interpolate_weights']
 
 # %% ../nbs/02_model.ipynb #71d85a07
+import copy
 import json
 import logging
 import os
@@ -170,8 +171,9 @@ def text_features(
     tokens: dict # A batch of `Tokens`
 ) -> torch.Tensor: # float32 [B, D], rows of length 1
     "Texts through the text tower."
-    device = model_device(model)
-    if model.config.model_type == 'clip': tokens = dict(input_ids=tokens['input_ids'])   # CLIP reads from left to right and stops at the end: it never sees the padding
+    device, ids = model_device(model), tokens['input_ids']
+    if model.config.model_type == 'clip':   # it reads from left to right and stops at the end, so that padding is never seen and one mask fits all texts
+        tokens = dict(input_ids=ids, attention_mask=torch.ones(1, 1, ids.shape[1], ids.shape[1], dtype=torch.bool, device=device).tril())
     return _unit(model.get_text_features(**{k: v.to(device) for k, v in tokens.items()}))
 
 # %% ../nbs/02_model.ipynb #8bc0a0c1
@@ -185,50 +187,68 @@ def evaluating(model):
     finally: model.train(training)
 
 # %% ../nbs/02_model.ipynb #057dd91e
+def _sixteen(model, work):
+    "`work(model, dtype)`, an array; on a CUDA device with a float16 copy of the model, if all of the result is finite."
+    if model_device(model).type == 'cuda':
+        with evaluating(model), torch.compiler.set_stance('force_eager'):
+            out = work(copy.deepcopy(model).half(), torch.float16)
+        if np.isfinite(out).all(): return out
+    with evaluating(model): return work(model, torch.float32)
+
+
 def embed_images(
     model,               # A model of two towers
     processor,           # Its processor
     images,              # `PixelCache`, uint8 tensor [N, 3, size, size] such as `to_device` gives, or a list of paths and PIL images: N pictures
-    batch_size: int=256, # Pictures that go through the model at once
+    batch_size: int|None=None, # Pictures that go through the model at once; None: 1,024 on a CUDA device, else 256
     progress: bool=True, # Show a progress bar
     rows=None,           # Only these rows of a `PixelCache` or tensor; None: all
 ) -> np.ndarray:         # float32 [N, D], rows of length 1
     "Embed pictures. Raises InputError naming a picture that can't be decoded."
     if isinstance(images, (str, Path, Image.Image)): images = [images]
-    device, geometry, out = model_device(model), Geometry.of(processor), []
+    device, geometry = model_device(model), Geometry.of(processor)
+    batch_size = batch_size or (1024 if device.type == 'cuda' else 256)
     normalize = Normalize(processor).to(device)
     if isinstance(images, (PixelCache, torch.Tensor)):
         if (size := images.shape[-1] if isinstance(images, torch.Tensor) else images.size) != geometry.size: raise InputError(f'The pixel cache holds pictures of {size} pixels, but the model reads {geometry.size}.')
         pixels = images if isinstance(images, torch.Tensor) else to_device(images.pixels, device)
         images = np.arange(len(pixels)) if rows is None else np.asarray(rows)
-        blocks = (take(pixels, images[i:i+batch_size], device) for i in range(0, len(images), batch_size))
-    else: blocks = map(torch.from_numpy, pixel_blocks(list(images), geometry, batch_size))
-    with evaluating(model), tqdm(total=len(images), desc='Embedding pictures', disable=not progress) as bar:
-        for block in blocks:
-            out.append(image_features(model, normalize(block.to(device))).cpu().numpy())
-            bar.update(len(block))
-    return np.concatenate(out) if out else np.zeros((0, embedding_size(model)), np.float32)
+        blocks = lambda: (take(pixels, images[i:i+batch_size], device) for i in range(0, len(images), batch_size))
+    else: blocks = lambda: map(torch.from_numpy, pixel_blocks(list(images), geometry, batch_size))
+
+    def work(model, dtype):
+        out = []
+        with tqdm(total=len(images), desc='Embedding pictures', disable=not progress) as bar:
+            for block in blocks():
+                out.append(image_features(model, normalize(block.to(device)).to(dtype)))
+                bar.update(len(block))
+        return torch.cat(out).cpu().numpy() if out else np.zeros((0, embedding_size(model)), np.float32)
+    return _sixteen(model, work)
 
 
 def embed_texts(
     model,                # A model of two towers
     processor,            # Its processor
     texts,                # N texts, or one
-    batch_size: int=256,  # Texts that go through the model at once
+    batch_size: int|None=None, # Texts that go through the model at once; None: 1,024 on a CUDA device, else 256
     progress: bool=False, # Show a progress bar
 ) -> np.ndarray:          # float32 [N, D], rows of length 1
     "Embed texts; what is beyond the model's longest text (77 tokens for CLIP) is cut off."
     texts = np.array([texts] if isinstance(texts, str) else [str(o) for o in texts], dtype=object)
     if not len(texts): return np.zeros((0, embedding_size(model)), np.float32)
     distinct, inverse = np.unique(texts, return_inverse=True)
-    tokens = Tokens(processor, distinct)
+    device = model_device(model)
+    tokens = Tokens(processor, distinct, device=device)
     order = torch.argsort(tokens.lengths, stable=True)
-    out = np.empty((len(distinct), embedding_size(model)), np.float32)
-    with evaluating(model), tqdm(total=len(distinct), desc='Embedding texts', disable=not progress) as bar:
-        for rows in order.split(batch_size):
-            out[rows.numpy()] = text_features(model, tokens[rows]).cpu().numpy()
-            bar.update(len(rows))
-    return out[inverse]
+
+    def work(model, _):
+        out = torch.empty(len(distinct), embedding_size(model), device=device)
+        with tqdm(total=len(distinct), desc='Embedding texts', disable=not progress) as bar:
+            for rows in order.split(batch_size or (1024 if device.type == 'cuda' else 256)):
+                out[rows.to(device)] = text_features(model, tokens[rows])
+                bar.update(len(rows))
+        return out.cpu().numpy()
+    return _sixteen(model, work)[inverse]
 
 
 def embedding_size(model) -> int:
@@ -286,12 +306,19 @@ def load_checkpoint(
     return checkpoint
 
 # %% ../nbs/02_model.ipynb #83af65ab
+def tower_layers(
+    model,      # A model of two towers
+    tower: str, # 'vision' or 'text'
+) -> list:      # Its layers, from the first
+    "The stack of like layers that a tower consists of, between embeddings and projection."
+    return list(next((o for o in getattr(model, f'{tower}_model').modules() if isinstance(o, nn.ModuleList)), []))
+
+
 def _depths(model):
     "Each parameter with its tower ('' for the logit scale) and depth: 0 the embeddings, 1 to n the layers, n+1 what comes after; and n of each tower."
     found, count = {}, {}
     for tower, projection in (('vision', 'visual_projection'), ('text', 'text_projection')):
-        body, after = getattr(model, f'{tower}_model'), getattr(model, projection, None)
-        layers = next((o for o in body.modules() if isinstance(o, nn.ModuleList)), [])
+        body, after, layers = getattr(model, f'{tower}_model'), getattr(model, projection, None), tower_layers(model, tower)
         numbers = {p: i for i, layer in enumerate(layers, 1) for p in layer.parameters()}
         count[tower], reached = len(layers), False
         for p in [*body.parameters(), *(after.parameters() if after else [])]:

@@ -36,7 +36,7 @@ from .data import InputError, Paths, atomic_write, catalogue_folder, command_par
 from .dataset import Augment, Geometry, Normalize, PixelCache, TextSampler, take, to_device
 from .losses import contrastive_loss, embedding_gradients, gather_rows, hard_negative_batches, model_loss, sigmoid_loss
 from .metrics import batch_accuracy, batch_hits, batch_metrics, clip_score, retrieval_metrics, twin_relevance
-from .model import add_lora, default_device, embed_images, embed_texts, freeze_early_layers, half_precision, image_features, load_checkpoint, load_model, model_device, parameter_groups, plain_weights, save_checkpoint, save_model, text_features, tiny_model
+from .model import add_lora, default_device, embed_images, embed_texts, freeze_early_layers, half_precision, image_features, load_checkpoint, load_model, model_device, parameter_groups, plain_weights, save_checkpoint, save_model, text_features, tiny_model, tower_layers
 
 # %% ../nbs/03_training.ipynb #a058a009
 @dataclass
@@ -112,17 +112,20 @@ class Trainer:
         self.groups = torch.from_numpy(twin_groups(products))
         self.texts = TextSampler(processor, products, config.texts, self.device, 16 if cuda else 1)
         self.normalize, self.augment = Normalize(processor).to(self.device), Augment(cache.size) if config.augment else None
+        self.flags = [(p, p.requires_grad) for p in model.parameters()]
         self.lora = add_lora(model, config.lora) if config.lora else None
         if config.freeze_vision or config.freeze_text: freeze_early_layers(model, config.freeze_vision, config.freeze_text)
         self.params = [p for p in model.parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self.params] if config.ema else None
         self.fast = config.compile and cuda and has_triton()
-        self.replay = self.fast and self.world == 1 and not scale
+        self.replay = self.fast and self.world == 1 and not scale and model.config.model_type in ('clip', 'siglip')   # others look at their masks on the way, which a recording can't
         groups = [o | dict(base=o['lr'], lr=torch.tensor(o['lr'], device=self.device) if self.replay else o['lr']) for o in parameter_groups(model, config.lr, config.layer_decay, config.weight_decay)]
         self.optimizer = torch.optim.AdamW(groups, fused=self.device.type in ('cuda', 'cpu'), capturable=self.replay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scale)
-        self.sides = [torch.compile(o) if self.fast else o for o in (self.picture_side, self.text_side)]
-        self.graphs, self.tried = {}, {}
+        self.prepare = torch.compile(self.to_values) if self.fast else self.to_values
+        for tower in ('vision', 'text') if self.fast else ():
+            for layer in tower_layers(model, tower): layer.compile(dynamic=tower == 'text')     # texts come in several widths
+        self.graphs, self.tried, self.stream = {}, {}, torch.cuda.Stream(self.device) if self.replay else None
         self.step, self.per_epoch = 0, max(1, n//(self.size*self.world))
         self.bank = None   # with hard negatives: the products as the model saw them last, float16 [N, D]
 
@@ -144,19 +147,15 @@ class Trainer:
         return dict(pixels=take(self.pixels, self.rows[rows[mine]], self.device), draws=draws[mine].to(self.device, non_blocking=True),
             groups=torch.stack([self.groups[rows], numbers], 1).to(self.device, non_blocking=True), **tokens[numbers[mine]])
 
-    def picture_side(self, pixels, draws):
-        with torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext():
-            return image_features(self.model, self.normalize(self.augment(pixels, draws) if self.augment else pixels))
-
-    def text_side(self, tokens):
-        with torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext(): return text_features(self.model, tokens)
+    def to_values(self, pixels, draws):
+        "Bytes to what the vision tower reads."
+        return self.normalize(self.augment(pixels, draws) if self.augment else pixels)
 
     def embed(self, batch, part=slice(None)):
         "Embeddings of a part of the batch: pictures and texts, float32 [b, D]."
-        tokens = {k: batch[k][part] for k in ('input_ids', 'attention_mask') if k in batch}
-        if self.fast:
-            for o in tokens.values(): torch._dynamo.maybe_mark_dynamic(o, 1)     # one program for all widths
-        return self.sides[0](batch['pixels'][part], batch['draws'][part]), self.sides[1](tokens)
+        values = self.prepare(batch['pixels'][part], batch['draws'][part])
+        with torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext():
+            return image_features(self.model, values), text_features(self.model, {k: batch[k][part] for k in ('input_ids', 'attention_mask') if k in batch})
 
     def backward(self, batch):
         "Loss and embeddings of the batch; the gradients of this process's share are left in `.grad`."
@@ -192,11 +191,10 @@ class Trainer:
         shape = tuple(batch['input_ids'].shape)
         self.tried[shape] = self.tried.get(shape, 0)+1
         if shape not in self.graphs:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
             if self.tried[shape] <= 3:
-                with torch.cuda.stream(stream): out = self.compute(batch)
-                torch.cuda.current_stream().wait_stream(stream)
+                self.stream.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(self.stream): out = self.compute(batch)
+                torch.cuda.current_stream().wait_stream(self.stream)
                 return out
             graph, static = torch.cuda.CUDAGraph(), {k: v.clone() for k, v in batch.items()}
             pool = next(iter(self.graphs.values()))[0].pool() if self.graphs else None
@@ -205,7 +203,7 @@ class Trainer:
         graph, static, out = self.graphs[shape]
         for k, v in static.items(): v.copy_(batch[k])
         graph.replay()
-        return out
+        return tuple(o.clone() for o in out)       # the graphs share their memory: the next one may write over these
 
     def train_step(self, rows):
         "Learn from the products `rows` of one batch; returns loss, CLIP score and in-batch accuracy as a tensor on the device."
@@ -217,6 +215,15 @@ class Trainer:
         if self.bank is not None: self.bank[rows.to(self.device)] = gather_rows(seen).to(self.bank.dtype)
         self.step += 1
         return figures
+
+    def close(self):
+        "Give the model back as it came: a plain model, corrections of LoRA added in, everything able to learn that was."
+        for tower in ('vision', 'text') if self.fast else ():
+            for layer in tower_layers(self.model, tower): layer._compiled_call_impl = None
+        if self.lora: self.lora.merge_and_unload()
+        for p, flag in self.flags: p.requires_grad_(flag)
+        self.graphs.clear()
+        self.model.eval()
 
     @contextmanager
     def averaged(self):
@@ -393,7 +400,7 @@ class Loop:
         run, c = self.run, self.run.config
         lr = lr_at(run.step-1, run.per_epoch*c.epochs, c.lr, c.warmup) if epoch else 0.
         row = dict(epoch=epoch, step=run.step, lr=lr, logit_scale=run.model.logit_scale.exp().item()) | {f'train_{k}': figures.get(k, math.nan) for k in ('loss', 'clip_score', 'batch_accuracy')}
-        with run.averaged():
+        with run.averaged(), torch.compiler.set_stance('force_eager'):   # compiling for these few pictures would not pay
             for name, part in (('val', self.val), ('test', self.test)):
                 if part: row |= {f'{name}_{k}': v for k, v in measure(run.model, self.processor, *part[:2], c.batch_size, part[2]).items()}
             gain = lambda: FIGURES[c.monitor]*(row[f'val_{c.monitor}']-self.best[f'val_{c.monitor}'])
@@ -476,7 +483,7 @@ def train(
     if len(train_products) < 4 or len(test_products) < 2: raise InputError(f'Training needs at least 4 products to train on and 2 to test on, not {len(train_products)} and {len(test_products)}.')
     train_products = train_products.reset_index(drop=True)
     with everybody.main_process_first(): cache, test_cache = (PixelCache.build(image_paths(o, image_dir), geometry, paths.pixels) for o in (train_products, test_products))
-    key, flags = run_key(config, model, cache, train_products), [(p, p.requires_grad) for p in model.parameters()]
+    key = run_key(config, model, cache, train_products)
     numbered = train_products.assign(_row=np.arange(len(train_products)))
     fit, val = split_products(numbered, config.val_size, config.seed) if config.val_size else (numbered, numbered.head(0))
     run = Trainer(model, processor, cache, fit, config, fit._row.to_numpy())
@@ -489,10 +496,8 @@ def train(
     finally:
         loop.snapshots.wait()
         everybody.wait_for_everyone()
-        if run.lora: run.lora.merge_and_unload()
-        for p, flag in flags: p.requires_grad_(flag)
+        run.close()
         if (loop.best or not loop.main) and paths.best_checkpoint.exists(): load_checkpoint(paths.best_checkpoint, model)
-        model.eval()
     if loop.main: loop.snapshots.clear()
     return loop.history()
 
