@@ -2,7 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO := runs/demo
-# Many small matrices on few cores: threads that wait for each other cost more than they bring.
+# Many small matrices on few cores: threads that wait should sleep. Spinning, they take the core that the others need, and
+# as soon as another program runs beside it, training is ten times slower.
+export OMP_WAIT_POLICY = passive
 export TOKENIZERS_PARALLELISM = false
 
 .PHONY: demo lab test docs-check notebooks clean-notebooks hooks clean
@@ -25,13 +27,13 @@ demo: .venv/ready
 
 DEMO_TRAIN := --epochs 10 --lr 1e-3 --patience 4 --weight-decay 0.1
 
+# LAB_FLAGS takes options of JupyterLab, such as --no-browser on a server.
 lab: .venv/ready
-	$(BIN)/jupyter lab nbs/05_search.ipynb
+	$(BIN)/jupyter lab $(LAB_FLAGS) nbs/05_search.ipynb
 
-# The cells of all notebooks, in order and in one process, then what can't be a cell.
+# The cells of all notebooks, in order and in one process, then what can't be a cell; the second even if the first failed.
 test: .venv/ready
-	$(BIN)/nbdev_test --n_workers 0 --do_print
-	$(BIN)/python -m pytest -q tests
+	failed=0; $(BIN)/nbdev_test --n_workers 0 --do_print --timing || failed=1; $(BIN)/python -m pytest -q tests || failed=1; exit $$failed
 
 # Stale exports, clean notebooks, documentation; what CI checks beside the tests.
 docs-check: .venv/ready

@@ -8,8 +8,8 @@ __all__ = ['MAX_PIXELS', 'IMAGE_FORMATS', 'STANDARD_COLUMNS', 'TABLE_NAMES', 'MA
            'InputError', 'console_script', 'command_parser', 'natural', 'open_image', 'read_table', 'find_table',
            'read_products', 'image_folder', 'stratified_sample', 'safe_members', 'extract_members', 'get_data',
            'catalogue_folder', 'picture_problem', 'clean_text', 'is_placeholder', 'check_pictures', 'full_text',
-           'clean_products', 'twin_groups', 'split_products', 'summarize', 'plot_summary', 'preprocess', 'load_split',
-           'get_data_main', 'preprocess_main']
+           'clean_products', 'twin_groups', 'split_products', 'summarize', 'new_figure', 'plot_summary', 'preprocess',
+           'load_split', 'get_data_main', 'preprocess_main']
 
 # %% ../nbs/00_data.ipynb #8027dd22
 import csv
@@ -523,6 +523,7 @@ def clean_text(
         torn = texts[marked].str.replace(r'&\s+rsquo\b\s?;?\s?', '’', regex=True).str.replace(TORN_ENTITY, r'&\1;', regex=True)
         texts = texts.where(~marked, torn.map(html.unescape).reindex(texts.index))
     texts = texts.str.replace(r'</?[A-Za-z!][^<>]*>', ' ', regex=True)
+    texts = texts.str.replace(r'<[\s/]*$', '', regex=True)  # a text that was cut inside a tag
     return texts.str.replace(r'[\s\x00-\x1f\x7f\u200b\ufeff]+', ' ', regex=True).str.strip().astype(str)
 
 # %% ../nbs/00_data.ipynb #6b8443f9
@@ -659,15 +660,31 @@ def summarize(
     rows = pd.concat([pd.Series({'kept': len(kept)}), counts]).astype(int)
     return pd.DataFrame({'rows': rows, 'share': (rows/max(1, rows.sum())).map('{:.1%}'.format)})
 
+# %% ../nbs/00_data.ipynb #c7d8e9f1
+def new_figure(
+    **options,  # those of matplotlib's Figure, such as figsize in inches and layout
+):  # Figure: an empty one, which a notebook shows when it is the value of a cell
+    "A figure to draw on, without pyplot."
+    from matplotlib.figure import Figure  # here, because the commands need no plots and it is slow to import
+    figure = Figure(**options)
+    figure._repr_png_ = partial(_as_png, figure)
+    return figure
+
+def _as_png(figure):
+    "The bytes of a figure as PNG."
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png', bbox_inches='tight')
+    return buffer.getvalue()
+
 # %% ../nbs/00_data.ipynb #f205d833
 def plot_summary(
     products,  # DataFrame: products, from `clean_products`
 ):  # matplotlib Figure: categories, words a text, and colours where the table has them
     "Show what a catalogue holds."
-    import matplotlib.pyplot as plt  # here, because the commands need no plots and it is slow to import
     colour = next((o for o in ('colour', 'baseColour', 'color') if o in products), None)
     counted = [o for o in ('category', colour) if o]
-    fig, axes = plt.subplots(1, len(counted) + 1, figsize=(4.2*(len(counted) + 1), 3.6), layout='constrained')
+    fig = new_figure(figsize=(4.2*(len(counted) + 1), 3.6), layout='constrained')
+    axes = fig.subplots(1, len(counted) + 1)
     for ax, column in zip(axes, counted):
         top = products[column].replace('', '(none)').value_counts()[:15][::-1]
         ax.barh(top.index, top, color='#4c78a8')
@@ -678,7 +695,6 @@ def plot_summary(
     axes[-1].axvline(55, color='#e45756', linestyle='--', label='about 77 tokens')
     axes[-1].set(title='length of full_text', xlabel='words', ylabel='products')
     axes[-1].legend()
-    plt.close(fig)
     return fig
 
 # %% ../nbs/00_data.ipynb #7d374a64

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .data import InputError, Paths, catalogue_folder, command_parser, console_script, image_folder, load_split, twin_groups
+from .data import InputError, Paths, catalogue_folder, command_parser, console_script, image_folder, load_split, new_figure, twin_groups
 from .dataset import Geometry, PixelCache, attribute_phrases, read_pixels
 from .metrics import batch_accuracy, best_ranks, clip_score, retrieval_metrics, twin_relevance
 from .model import embed_images, embed_texts, interpolate_weights, load_model, read_checkpoint
@@ -47,7 +47,7 @@ def plot_retrievals(
 ) -> Figure:
     "What was asked for, and what came: a row a query, right answers framed in green, wrong ones in red."
     paths, groups = image_paths(products, image_dir), twin_groups(products)
-    fig = Figure(figsize=(1.15*(k+1), 1.35*len(rows)))
+    fig = new_figure(figsize=(1.15*(k+1), 1.35*len(rows)))
     axs = fig.subplots(len(rows), k+1, squeeze=False)
     for line, row in zip(axs, rows):
         scores = text_embeds[row] @ image_embeds.T
@@ -66,7 +66,7 @@ def plot_recall(
     **ranks,       # Name of a curve -> ranks from `best_ranks`
 ) -> Figure:
     "Share of queries answered within the first k results, as a curve over k."
-    fig = Figure(figsize=(4, 2.6))
+    fig = new_figure(figsize=(4, 2.6))
     ax = fig.subplots()
     ks = np.arange(1, max_k+1)
     for name, r in ranks.items(): ax.plot(ks, [(r <= k).mean() for k in ks], marker='.', label=name)
@@ -85,7 +85,7 @@ def evaluate_main(argv=None):
     args = parser.parse_args(argv)
     paths = Paths(args.root)
     train_products, test_products = load_split(paths)
-    image_dir = image_folder(catalogue_folder(paths))
+    image_dir = image_folder(catalogue_folder(paths), test_products)   # the split has the standard names of columns, the catalogue perhaps its own
     base = args.base or (read_checkpoint(paths.best_checkpoint).get('base') if not args.model else 'none')
     sample = train_products.sample(min(len(test_products), len(train_products)), random_state=0)
     figures = {}

@@ -9,6 +9,8 @@ __all__ = ['save_embeddings', 'load_embeddings', 'embed_catalogue', 'top_rows', 
 # %% ../nbs/05_search.ipynb #8b34539a
 import io
 import json
+import textwrap
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -16,8 +18,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .data import InputError, Paths, atomic_write, catalogue_folder, command_parser, console_script, image_folder, load_split
-from .dataset import Geometry, PixelCache, read_pixels
+from .data import InputError, Paths, atomic_write, catalogue_folder, command_parser, console_script, image_folder, load_split, new_figure, open_image
+from .dataset import Geometry, PixelCache
 from .model import embed_images, embed_texts, load_model, model_id
 from .training import demo_run, image_paths
 
@@ -82,11 +84,11 @@ def embed_catalogue(
     paths: Paths, # Where preprocess left its tables; the embeddings file goes to `paths.embeddings`
 ) -> dict: # What `load_embeddings` returns
     "Embed all products of the split, training and test, and write the embeddings file."
-    image_dir, geometry = image_folder(catalogue_folder(paths)), Geometry.of(processor)
-    parts = load_split(paths)
+    parts, geometry = load_split(paths), Geometry.of(processor)
+    products = pd.concat(parts, ignore_index=True)
+    image_dir = image_folder(catalogue_folder(paths), products)
     caches = [PixelCache.build(image_paths(o, image_dir), geometry, paths.pixels) for o in parts if len(o)]
     embeddings = np.concatenate([embed_images(model, processor, o) for o in caches])
-    products = pd.concat(parts, ignore_index=True)
     save_embeddings(paths.embeddings, embeddings, products.image, products, model_id(model), '+'.join(o.digest for o in caches))
     return load_embeddings(paths.embeddings)
 
@@ -164,20 +166,24 @@ def plot_results(
     title: str='',         # Such as the query
     columns: int=5,        # Pictures in a row
 ) -> Figure:
-    "A grid of pictures with name and CLIP score. A picture that can't be opened any more is shown as a note."
+    "A grid of pictures with CLIP score and name. A picture that can't be opened any more is shown as a note."
     n = max(1, -(-len(results)//columns))
-    fig = Figure(figsize=(1.9*columns, 2.3*n+.3*bool(title)))
-    axs = fig.subplots(n, columns, squeeze=False).flat
+    fig = new_figure(figsize=(1.9*columns, 2.35*n+.3*bool(title)), layout='constrained')
+    axs = fig.subplots(n, columns, squeeze=False).ravel()
     for ax in axs: ax.axis('off')
     for ax, row in zip(axs, results.to_dict('records')):
-        try: ax.imshow(read_pixels(Path(image_dir)/row['image'], Geometry(224)).transpose(1, 2, 0))
+        try: ax.imshow(open_image(Path(image_dir)/row['image'], size=224))
         except InputError: ax.text(.5, .5, 'picture\nmissing', ha='center', va='center', transform=ax.transAxes)
-        ax.set_title(f"{row['clip_score']:.1f}  {_literal(row.get('display name', ''))[:24]}", fontsize=8)
+        name = textwrap.wrap(_literal(row.get('display name', '')), 25, max_lines=2, placeholder=' …')
+        ax.set_title('\n'.join([f"{row['clip_score']:.1f}", *name]+['']*(2-len(name))), fontsize=8, linespacing=1.2)
     if title: fig.suptitle(_literal(title)[:90], fontsize=11)
-    fig.tight_layout(pad=.4)
     return fig
 
-def _literal(text): return ' '.join(str(text).split()).replace('$', r'\$')   # matplotlib would read $...$ as mathematics
+def _literal(text):
+    "Text as matplotlib shows it: in one line, without control characters, and $...$ is no mathematics."
+    return ''.join(o if o.isprintable() else ' ' for o in ' '.join(str(text).split())).replace('$', r'\$')
+
+warnings.filterwarnings('ignore', 'Glyph .* missing from', UserWarning)   # an emoji in a query is drawn as a box, and that says enough
 
 # %% ../nbs/05_search.ipynb #70d1c05d
 @console_script

@@ -1,43 +1,21 @@
 "The six commands as a user types them, one after the other, each in a process of its own; and what Ctrl-C leaves behind."
+import re
+import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import BIN, command, start
 
-BIN = Path(sys.executable).parent
-
-
-def start(name, *args):
-    return subprocess.Popen([str(BIN/name), *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def command(name, *args, code=0):
-    process = start(name, *args)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == code, f'{name} {args}: exit {process.returncode}\n{out}\n{err}'
-    return out, err
-
-
-@pytest.fixture(scope='module')
-def shop(tmp_path_factory):
-    "A small demo shop after all six commands, and what they printed."
-    root = tmp_path_factory.mktemp('shop')
-    said = {
-        'get_data': command('clip_ft_get_data', '--root', root, '--source', 'demo', '--limit', 200),
-        'preprocess': command('clip_ft_preprocess', '--root', root, '--test-size', .2),
-        'train': command('clip_ft_train', '--root', root, '--model', 'tiny', '--epochs', 2, '--lr', 1e-3),
-        'evaluate': command('clip_ft_evaluate', '--root', root),
-        'embed': command('clip_ft_embed', '--root', root),
-        'search': command('clip_ft_search', 'blue jeans', '--root', root, '--save-grid', root/'grid.png'),
-    }
-    return root, {name: out for name, (out, err) in said.items()}
-
+from clip_ft.data import get_data_main, preprocess_main
+from clip_ft.evaluation import evaluate_main
+from clip_ft.model import load_model, save_model, tiny_model
+from clip_ft.search import embed_main, search_main
+from clip_ft.training import train_main
 
 def test_the_whole_path(shop):
     root, said = shop
@@ -83,41 +61,42 @@ def test_twice_gives_the_same(shop):
 
 def test_embeddings_of_another_model_are_refused(shop):
     root, _ = shop
-    from clip_ft.model import save_model, tiny_model
     model, processor = tiny_model(['blue jeans and a red dress'], seed=9)
     save_model(root/'other', model, processor)
     _, err = command('clip_ft_search', 'jeans', '--root', root, '--model', root/'other', code=2)
     assert 'another model' in err and 'Traceback' not in err
 
 
-@pytest.mark.parametrize('name,args,message', [
-    ('clip_ft_get_data', ['--source', 'no/such/place'], 'no/such/place'),
-    ('clip_ft_preprocess', [], 'clip_ft_get_data'),
-    ('clip_ft_train', ['--model', 'tiny'], 'clip_ft_preprocess'),
-    ('clip_ft_evaluate', [], 'clip_ft_preprocess'),
-    ('clip_ft_embed', [], 'clip_ft_preprocess'),
-    ('clip_ft_search', ['jeans'], 'clip_ft_embed'),
-    ('clip_ft_search', ['jeans', '--top-k', '0'], 'top-k'),
-    ('clip_ft_search', ['  '], 'empty'),
+@pytest.mark.parametrize('main, args, message', [
+    (get_data_main, ['--source', 'no/such/place'], 'no/such/place'),
+    (preprocess_main, [], 'clip_ft_get_data'),
+    (train_main, ['--model', 'tiny'], 'clip_ft_preprocess'),
+    (evaluate_main, [], 'clip_ft_preprocess'),
+    (embed_main, [], 'clip_ft_preprocess'),
+    (search_main, ['jeans'], 'clip_ft_embed'),
 ])
-def test_too_early_or_wrong_is_one_line(tmp_path, name, args, message):
-    _, err = command(name, '--root', tmp_path, *args, code=2)
-    assert message in err and err.count('\n') == 1 and 'Traceback' not in err
+def test_too_early_or_wrong_is_one_line(tmp_path, run, main, args, message):
+    assert message in run(main, '--root', tmp_path, *args, refused=True)
     assert not any(o.is_file() for o in tmp_path.rglob('*'))
 
 
-@pytest.mark.parametrize('name', ['get_data', 'preprocess', 'train', 'evaluate', 'embed', 'search'])
-def test_help_explains_every_option(name):
-    out, _ = command(f'clip_ft_{name}', '--help')
-    assert '--root' in out and 'folder that holds' in out
+@pytest.mark.parametrize('main', [get_data_main, preprocess_main, train_main, evaluate_main, embed_main, search_main])
+def test_help_explains_every_option(run, main):
+    text = run(main, '--help')
+    options = re.findall(r'^  (?:-\w, )?(--[\w-]+|\w+)(.*(?:\n {8,}.*)*)', text, re.MULTILINE)
+    assert '--root' in [name for name, _ in options]
+    for name, rest in options: assert len(re.sub(r'\(default: .*|[A-Z_]+', '', rest).split()) >= 2, f'{name} is not explained'
 
 
-def test_ctrl_c_keeps_the_best_model(shop, tmp_path):
+def test_a_process_gives_the_same_line_and_code(tmp_path):
+    _, err = command('clip_ft_search', 'jeans', '--root', tmp_path, '--top-k', '0', code=2)
+    assert err == 'error: --top-k must be at least 1, not 0.\n'
+    assert 'what to look for' in command('clip_ft_search', '--help')[0]
+
+
+def test_ctrl_c_keeps_the_best_model(copied_shop):
     "Interrupted while it trains: exit code 130, one line, and a checkpoint that loads."
-    root, _ = shop
-    again = tmp_path/'shop'
-    import shutil
-    shutil.copytree(root, again)
+    again = copied_shop
     shutil.rmtree(again/'checkpoints')
     process = start('clip_ft_train', '--root', again, '--model', 'tiny', '--epochs', 500, '--patience', 500, '--lr', 1e-3)
     history = again/'checkpoints'/'training_history.csv'
@@ -129,7 +108,6 @@ def test_ctrl_c_keeps_the_best_model(shop, tmp_path):
     assert process.returncode == 130, err
     assert 'Traceback' not in err
     checkpoint = torch.load(again/'checkpoints'/'best_model.pt')
-    from clip_ft.model import load_model
     model, _ = load_model(again/'checkpoints'/'best_model', device='cpu')
     for name, weight in model.state_dict().items(): assert torch.equal(weight, checkpoint['model_state_dict'][name]), name
     assert len(pd.read_csv(history)) >= 2
