@@ -41,7 +41,7 @@ docs-check: .venv/ready
 
 # Run all notebooks, keep the outputs that readers want, and write README.md from the first page.
 notebooks: .venv/ready
-	cd nbs && for o in 0*.ipynb demo.ipynb index.ipynb; do ../$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace $$o || exit 1; done
+	cd nbs && for o in 0*.ipynb demo.ipynb tutorials/*.ipynb index.ipynb; do ../$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace $$o || exit 1; done
 	$(MAKE) clean-notebooks
 	$(BIN)/python .ci/check_docs.py --write-readme
 

@@ -14,7 +14,7 @@ from .data import InputError, Paths, catalogue_folder, command_parser, console_s
 from .dataset import Geometry, PixelCache, attribute_phrases, read_pixels
 from .metrics import batch_accuracy, best_ranks, clip_score, retrieval_metrics, twin_relevance
 from .model import embed_images, embed_texts, interpolate_weights, load_model, read_checkpoint
-from .training import FIGURES, demo_run, image_paths, measure, open_model
+from .training import Gallery, demo_run, image_paths, measure, open_model
 
 # %% ../nbs/04_evaluation.ipynb #3709214f
 def evaluate(
@@ -27,7 +27,7 @@ def evaluate(
     "The recipe's figures, and retrieval of each product's picture by its text among all of `products`, twins counting as right."
     if not len(products): raise InputError('There are no products to evaluate.')
     images = image_dir if isinstance(image_dir, PixelCache) else image_paths(products, image_dir)
-    return measure(model, processor, images, products, batch_size)
+    return measure(model, processor, Gallery(processor, images, products), batch_size)
 
 
 def compare(

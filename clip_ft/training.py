@@ -32,7 +32,7 @@ from matplotlib.figure import Figure
 from torch.utils._triton import has_triton
 from tqdm.auto import tqdm
 
-from .data import InputError, Paths, atomic_write, catalogue_folder, command_parser, console_script, get_data, image_folder, load_split, preprocess, split_products, twin_groups
+from .data import InputError, Paths, atomic_write, catalogue_folder, command_parser, console_script, get_data, image_folder, load_split, new_figure, preprocess, split_products, twin_groups
 from .dataset import Augment, Geometry, Normalize, PixelCache, TextSampler, Tokens, take, to_device
 from .losses import contrastive_loss, embedding_gradients, gather_rows, hard_negative_batches, model_loss, sigmoid_loss
 from .metrics import batch_accuracy, batch_hits, batch_metrics, clip_score, retrieval_metrics, twin_relevance
@@ -330,7 +330,7 @@ def plot_history(
     history: pd.DataFrame, # From `train`, or read from training_history.csv
 ) -> Figure:
     "Loss, CLIP score, in-batch accuracy and Recall@5 over the epochs; a ring marks the epoch that was kept."
-    fig = Figure(figsize=(12, 2.9))
+    fig = new_figure(figsize=(12, 2.9))
     styles = dict(train=('training', 'tab:gray', '--'), val=('validation', 'tab:orange', '-'), test=('test', 'tab:blue', '-'))
     titles = {'loss': 'Loss', 'clip_score': 'CLIP score', 'batch_accuracy': 'In-batch accuracy, of 32', 'recall@5': 'Recall@5, whole gallery'}
     for ax, (key, title) in zip(fig.subplots(1, 4), titles.items()):
