@@ -1,5 +1,6 @@
 "What several test files share: the commands as processes, and one small shop that all six commands have run on."
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ BIN = Path(sys.executable).parent
 
 
 def start(name, *args):
-    return subprocess.Popen([str(BIN/name), *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heeds = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background of a shell would ignore Ctrl-C
+    return subprocess.Popen([str(BIN/name), *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
 
 
 def command(name, *args, code=0):
