@@ -511,7 +511,7 @@ def train(
 # %% ../nbs/03_training.ipynb #a22e8521
 def demo_config(**changes) -> TrainConfig:
     "Settings with which the tiny CLIP learns the demo catalogue in about two minutes on two cores."
-    return TrainConfig(**(dict(epochs=10, lr=1e-3, patience=4, weight_decay=0.1) | changes))
+    return TrainConfig(**(dict(epochs=12, lr=1e-3, patience=4, weight_decay=0.1, texts=dict(name=1, full_text=1)) | changes))
 
 # %% ../nbs/03_training.ipynb #391b2ba6
 def open_model(
