@@ -86,7 +86,7 @@ def console_script(
         except (InputError, OSError) as error: message, code = f'error: {error}', 2
         except KeyboardInterrupt: message, code = 'interrupted', 130
         else: return
-        print(' '.join(message.split()), file=sys.stderr)
+        if os.environ.get('LOCAL_RANK', '0') == '0': print(' '.join(message.split()), file=sys.stderr)   # of several processes one speaks
         raise SystemExit(code)
     return run
 

@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['FIGURES', 'TrainConfig', 'lr_at', 'Trainer', 'on_cpu', 'Snapshots', 'Gallery', 'measure', 'plot_history',
-           'save_history', 'Loop', 'save_best', 'memory_gb', 'image_paths', 'run_key', 'train', 'demo_config',
+           'save_history', 'Loop', 'sweep', 'save_best', 'memory_gb', 'image_paths', 'run_key', 'train', 'demo_config',
            'open_model', 'demo_run', 'train_main']
 
 # %% ../nbs/03_training.ipynb #d254a95b
 import json
 import math
+import re
+import shutil
 import time
 import zipfile
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import blake2b
 from io import BytesIO
@@ -169,7 +171,7 @@ class Trainer:
         return loss, *(o.detach() for o in embeds)
 
     def compute(self, batch):
-        "Learn from one batch: (loss, CLIP score and in-batch accuracy as a tensor, the mean of picture and text [b, D])."
+        "Learn from one batch: (loss, CLIP score and in-batch accuracy as a tensor, the mean of picture and text [B, D])."
         loss, image_embeds, text_embeds = self.backward(batch)
         if self.world > 1:
             grads = [p.grad for p in self.params if p.grad is not None]
@@ -183,6 +185,7 @@ class Trainer:
         with torch.no_grad():
             self.model.logit_scale.clamp_(max=math.log(100))   # as CLIP was trained: a scale beyond 100 makes training unstable
             if self.average: torch._foreach_lerp_(self.average, self.params, 1-self.config.ema)
+            image_embeds, text_embeds = gather_rows(torch.cat([image_embeds, text_embeds], 1)).chunk(2, 1)   # everybody's: the figures are those of the whole batch
             cosine = (image_embeds*text_embeds).sum(1).clamp(min=0).mean()
             return torch.stack([loss, 100*cosine, batch_hits(image_embeds, text_embeds)]), (image_embeds+text_embeds)/2
 
@@ -212,7 +215,7 @@ class Trainer:
             if self.replay: group['lr'].fill_(lr)
             else: group['lr'] = lr
         figures, seen = (self.replayed if self.replay else self.compute)(self.inputs(rows))
-        if self.bank is not None: self.bank[rows.to(self.device)] = gather_rows(seen).to(self.bank.dtype)
+        if self.bank is not None: self.bank[rows.to(self.device)] = seen.to(self.bank.dtype)
         self.step += 1
         return figures
 
@@ -290,12 +293,14 @@ class Snapshots:
 
     def load(self) -> dict|None:
         "The newest state that is whole; None if there is none."
-        for path in self.files():
+        files = self.files()
+        for path in files:
             try:
                 with zipfile.ZipFile(path) as z: bad = z.testzip()
                 if bad: raise zipfile.BadZipFile(f'{bad} has changed')
                 return torch.load(path, map_location='cpu', weights_only=True)
-            except Exception as e: print(f'{path} is damaged ({e}); trying the one before it.')   # whatever a damaged file can raise
+            except Exception as e: print(f'{path} is damaged ({e}).')   # whatever a damaged file can raise
+        if files: print('No whole state is left: the run begins anew.')
 
     def clear(self):
         "Remove all states, also half written ones: the run is complete, or begins anew."
@@ -396,8 +401,7 @@ class Loop:
                 if i%50 == 0 or i == n-1: bar.set_postfix(loss=f'{self.total[0].item()/(i+1):.3f}', memory=f'{memory_gb(run.device):.1f} GB')
                 if i < n-1 and time.monotonic()-self.snapshots.saved > 60*c.save_minutes: self.snapshot()
         run.model.eval()
-        if run.world > 1: dist.all_reduce(self.total)
-        mean = (self.total/n/run.world).tolist()
+        mean = (self.total/n).tolist()
         if not math.isfinite(mean[0]): raise InputError(f'The loss of epoch {epoch} is not a number. Try a lower learning rate than {c.lr:g}.')
         self.order = None
         return dict(zip(('loss', 'clip_score', 'batch_accuracy'), mean))
@@ -424,9 +428,13 @@ class Loop:
 
     def resume(self, fresh):
         "Go back to the last snapshot, if there is one. Raises InputError if it belongs to a run with other settings."
-        if fresh and self.main: self.snapshots.clear()
+        if self.main:
+            sweep(self.paths.checkpoints); sweep(self.paths.last)
+            if fresh: self.snapshots.clear()
         PartialState().wait_for_everyone()
-        state = self.snapshots.load()
+        with nullcontext() if self.main else redirect_stdout(None): state = self.snapshots.load()
+        step = torch.tensor([state['run']['step'] if state else 0], device=self.run.device)
+        if (gather_rows(step) != step).any(): raise InputError(f'The processes see different snapshots in {self.paths.last}: all machines must share this folder.')
         if state is None: return
         other = [k for k in self.key if state['key'].get(k) != self.key[k]]
         if other: raise InputError(f'{self.paths.last} holds an unfinished run that differs in {", ".join(other)}. Repeat its settings to go on with it, or begin anew with fresh=True (--fresh).')
@@ -446,6 +454,13 @@ class Loop:
             figures = self.train_epoch(epoch)
             if self.main: self.measure(epoch, figures)
             self.snapshot()
+
+
+def sweep(folder):
+    "Remove what a killed process left half written there."
+    for o in Path(folder).glob('.*'):
+        if re.fullmatch(r'\.[0-9a-f]{12}\.\w+', o.name): o.unlink()
+        if re.fullmatch(r'\.best_model-(new|old)-[0-9a-f]{8}', o.name): shutil.rmtree(o)
 
 
 def save_best(paths, model, processor, weights, notes):
@@ -486,7 +501,7 @@ def train(
     fresh: bool=False,            # True: begin anew even if there is an unfinished run
 ) -> pd.DataFrame: # A row an epoch, from 0 (before training): epoch, step, lr, logit_scale, the figures of train_, val_ and test_, kept
     "Fine-tune `model`; it ends with the weights of the best epoch. Raises InputError for too few products, an unfinished run with other settings, or a loss that is not a number any more."
-    config, geometry, everybody = config or TrainConfig(), Geometry.of(processor), PartialState()
+    config, geometry, everybody = config or TrainConfig(), Geometry.of(processor), PartialState(cpu=model_device(model).type == 'cpu')
     if len(train_products) < 4 or len(test_products) < 2: raise InputError(f'Training needs at least 4 products to train on and 2 to test on, not {len(train_products)} and {len(test_products)}.')
     train_products = train_products.reset_index(drop=True)
     with everybody.main_process_first(): cache, test_cache = (PixelCache.build(image_paths(o, image_dir), geometry, paths.pixels) for o in (train_products, test_products))
@@ -494,15 +509,16 @@ def train(
     numbered = train_products.assign(_row=np.arange(len(train_products)))
     fit, val = split_products(numbered, config.val_size, config.seed) if config.val_size else (numbered, numbered.head(0))
     run = Trainer(model, processor, cache, fit, config, fit._row.to_numpy())
-    if config.hard_negatives > 1: run.bank = torch.from_numpy(embed_images(model, processor, run.pixels, rows=fit._row.to_numpy())+embed_texts(model, processor, fit.full_text)).to(run.device, torch.float16)/2
+    if config.hard_negatives > 1: run.bank = torch.from_numpy(embed_images(model, processor, run.pixels, progress=everybody.is_main_process, rows=fit._row.to_numpy())+embed_texts(model, processor, fit.full_text)).to(run.device, torch.float16)/2
     galleries = Gallery(processor, run.pixels, val, val._row.to_numpy()) if len(val) else None, Gallery(processor, to_device(test_cache.pixels, run.device), test_products)
     loop = Loop(run, processor, paths, key, *galleries)
     loop.resume(fresh)
     try:
         with torch.random.fork_rng(): loop.go()
+        loop.snapshots.wait()
+        everybody.wait_for_everyone()      # only here: after an error of one process the others would never come
     finally:
         loop.snapshots.wait()
-        everybody.wait_for_everyone()
         run.close()
         if (loop.best or not loop.main) and paths.best_checkpoint.exists(): load_checkpoint(paths.best_checkpoint, model)
     if loop.main: loop.snapshots.clear()
