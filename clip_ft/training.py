@@ -577,7 +577,7 @@ def train_main(argv=None):
     config = TrainConfig(**{f.name: dict(getattr(args, f.name)) if f.type is dict else getattr(args, f.name) for f in fields(TrainConfig)})
     train_products, test_products = load_split(paths)
     model, processor = open_model(args.model, train_products.full_text, args.device)
-    history = train(model, processor, train_products, test_products, image_folder(catalogue_folder(paths)), paths, config, args.fresh)
+    history = train(model, processor, train_products, test_products, image_folder(catalogue_folder(paths), train_products), paths, config, args.fresh)
     if PartialState().is_main_process: _report(history, paths, config)
 
 

@@ -99,9 +99,9 @@ def test_ctrl_c_keeps_the_best_model(copied_shop):
     again = copied_shop
     shutil.rmtree(again/'checkpoints')
     process = start('clip_ft_train', '--root', again, '--model', 'tiny', '--epochs', 500, '--patience', 500, '--lr', 1e-3)
-    history = again/'checkpoints'/'training_history.csv'
-    deadline = time.time()+120
-    while not history.exists() and time.time() < deadline: time.sleep(.1)
+    history, best = again/'checkpoints'/'training_history.csv', again/'checkpoints'/'best_model.pt'
+    deadline = time.time()+240
+    while not (best.exists() and history.read_text().count('\n') >= 3) and time.time() < deadline: time.sleep(.1)   # one epoch is done
     time.sleep(1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
