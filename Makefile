@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO := runs/demo
 # Many small matrices on few cores: threads that wait should sleep. Spinning, they take the core that the others need, and
-# as soon as another program runs beside it, training is ten times slower.
+# as soon as another program runs beside it, training is several times slower.
 export OMP_WAIT_POLICY = passive
 export TOKENIZERS_PARALLELISM = false
 

@@ -76,16 +76,16 @@ def _tiny_tokenizer(texts, vocab_size=2000):
 def tiny_model(
     texts,      # Texts to learn the tokenizer from, such as the `full_text` of the training products
     seed: int=0 # Of the random weights
-): # (CLIPModel in eval mode on the CPU, CLIPProcessor): 1.5 M parameters, pictures of 96 x 96, D = 128
+): # (CLIPModel in eval mode on the CPU, CLIPProcessor): 1.4 M parameters, pictures of 96 x 96, D = 128
     "A small CLIP with random weights and its own tokenizer, for the demo, for tests and for learning."
     texts = [str(o) for o in texts]
     if not any(o.strip() for o in texts): raise InputError('The tiny model learns its tokenizer from texts, and there are none.')
     tok = _tiny_tokenizer(texts)
     ids = dict(bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
     tower = dict(hidden_size=128, intermediate_size=512, num_attention_heads=4, projection_dim=128)
-    config = CLIPConfig(projection_dim=128,
+    config = CLIPConfig(projection_dim=128, logit_scale_init_value=3.4,
         text_config=dict(tower, num_hidden_layers=2, vocab_size=len(tok), **ids),
-        vision_config=dict(tower, num_hidden_layers=4, image_size=96, patch_size=12))
+        vision_config=dict(tower, num_hidden_layers=3, image_size=96, patch_size=16))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = CLIPModel(config).eval()
@@ -102,6 +102,7 @@ def _load(what, name, cls, **kwargs):
         with _quiet(bars=not Path(name).is_dir()): return cls.from_pretrained(name, trust_remote_code=False, **kwargs)
     except Exception as e:   # transformers raises OSError, ValueError, KeyError, RuntimeError, ImportError, safetensors' and httpx' own
         first = next((o.strip() for o in str(e).splitlines() if o.strip()), type(e).__name__)
+        if 'ignore_mismatched_sizes' in first: first = "the weights have other shapes than its config.json says."
         here = f'The folder {name}' if Path(name).is_dir() else f"'{name}'"
         hint = '' if Path(name).is_dir() else (' Without a connection to the Hugging Face hub, give a folder that holds the model '
             '(config.json, model.safetensors, preprocessor and tokenizer files), downloaded elsewhere.')
