@@ -25,7 +25,7 @@ demo: .venv/ready
 	$(BIN)/clip_ft_embed --root $(DEMO)
 	$(BIN)/clip_ft_search "blue jeans" --root $(DEMO) --save-grid $(DEMO)/blue-jeans.png
 
-DEMO_TRAIN := --epochs 12 --lr 1e-3 --patience 4 --weight-decay 0.1 --texts name=1 full_text=1
+DEMO_TRAIN := --epochs 20 --lr 4e-4 --patience 4 --weight-decay 0.1 --texts name=1 full_text=1 attributes=2
 
 # LAB_FLAGS takes options of JupyterLab, such as --no-browser on a server.
 lab: .venv/ready

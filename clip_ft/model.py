@@ -76,7 +76,7 @@ def _tiny_tokenizer(texts, vocab_size=2000):
 def tiny_model(
     texts,      # Texts to learn the tokenizer from, such as the `full_text` of the training products
     seed: int=0 # Of the random weights
-): # (CLIPModel in eval mode on the CPU, CLIPProcessor): 1.4 M parameters, pictures of 96 x 96, D = 128
+): # (CLIPModel in eval mode on the CPU, CLIPProcessor): 1.3 M parameters, pictures of 96 x 96, D = 128
     "A small CLIP with random weights and its own tokenizer, for the demo, for tests and for learning."
     texts = [str(o) for o in texts]
     if not any(o.strip() for o in texts): raise InputError('The tiny model learns its tokenizer from texts, and there are none.')

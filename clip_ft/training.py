@@ -419,6 +419,7 @@ class Loop:
                 self.best = row
                 self.snapshots.later(save_best, self.paths, run.model, self.processor, on_cpu(plain_weights(run.model)), dict(config=asdict(c), base=run.model.name_or_path, **row))
         self.rows.append(row)
+        if not IN_NOTEBOOK: print('  '.join([f'epoch {epoch}', *(f'{k} {row[k]:.4f}' for k in ('train_loss', 'val_loss', 'test_loss', 'val_recall@5', 'test_recall@5') if not math.isnan(row.get(k, math.nan)))]), flush=True)
         self.handle = save_history(self.history(), self.paths, self.handle)
 
     def snapshot(self):
@@ -527,7 +528,7 @@ def train(
 # %% ../nbs/03_training.ipynb #a22e8521
 def demo_config(**changes) -> TrainConfig:
     "Settings with which the tiny CLIP learns the demo catalogue in about two minutes on two cores."
-    return TrainConfig(**(dict(epochs=12, lr=1e-3, patience=4, weight_decay=0.1, texts=dict(name=1, full_text=1)) | changes))
+    return TrainConfig(**(dict(epochs=20, lr=4e-4, patience=4, weight_decay=0.1, texts=dict(name=1, full_text=1, attributes=2)) | changes))
 
 # %% ../nbs/03_training.ipynb #391b2ba6
 def open_model(
