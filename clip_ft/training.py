@@ -18,6 +18,7 @@ from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field, fields
+from datetime import timedelta
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
@@ -577,6 +578,7 @@ def train_main(argv=None):
     paths = Paths(args.root)
     config = TrainConfig(**{f.name: dict(getattr(args, f.name)) if f.type is dict else getattr(args, f.name) for f in fields(TrainConfig)})
     train_products, test_products = load_split(paths)
+    PartialState(cpu=torch.device(args.device or default_device()).type == 'cpu', timeout=timedelta(hours=6))   # of several processes each gets a device of its own; the others may wait long for the first
     model, processor = open_model(args.model, train_products.full_text, args.device)
     history = train(model, processor, train_products, test_products, image_folder(catalogue_folder(paths), train_products), paths, config, args.fresh)
     if PartialState().is_main_process: _report(history, paths, config)
