@@ -73,7 +73,9 @@ def last_step(root):
     return max((int(o.stem[5:]) for o in Paths(root).last.glob('step-*.pt')), default=0)
 
 
-def half_written(root): return {o for o in Paths(root).checkpoints.rglob('*') if o.name.startswith('.')}
+def half_written(root):
+    "Temporary files and folders beside what is being written."
+    return {o for folder in (Paths(root).checkpoints, Paths(root).last) if folder.is_dir() for o in folder.iterdir() if o.name.startswith('.')}
 
 
 def copy(root, to):
@@ -121,18 +123,21 @@ def halfway(shop, start):
 
 
 def test_killed_20_times(shop, straight, start):
-    root, rng, report, window = copy(shop, shop.parent/'killed'), random.Random(0), [], 1.2
+    root, rng, report = copy(shop, shop.parent/'killed'), random.Random(0), []
     while len(report) < KILLS:
         before, torn = last_step(root), half_written(root)
         process, log = start(root, '--save-minutes', 0)
-        if len(report)%7 != 6: wait_for(lambda: 'Epoch' in log.read_text(), process)     # most are killed while they train and save, some while they start
-        time.sleep(rng.uniform(0, window))
+        starting, share = len(report)%5 == 4, (STEPS-8-before)/(KILLS-len(report))       # some are killed while they start, most while they train
+        if not starting: wait_for(lambda: 'Epoch' in log.read_text(), process)
+        end, target = time.monotonic()+(rng.uniform(0, 1.2) if starting else 4), before+min(rng.uniform(0, 2*share), STEPS-8-before)
+        while time.monotonic() < end and last_step(root) < target: time.sleep(.003)
+        if starting or len(report)%3: time.sleep(rng.uniform(0, .15))
+        else: wait_for(lambda: half_written(root)-torn, process); time.sleep(rng.uniform(0, .01))        # every third in a save, as well as one can aim
         process.kill(); process.join()
         assert process.exitcode == -9, f'it ended before it had been killed {KILLS} times: {report}'
         told = re.search(r'after step ([\d,]+) of', log.read_text())
         if 'Epoch' in log.read_text(): assert int(told[1].replace(',', '') if told else 0) == before       # it went on from the last finished step
         report.append((last_step(root)-before, bool(half_written(root)-torn)))
-        window *= .7 if last_step(root) > .9*STEPS*len(report)/KILLS else 1.1         # seconds: a fast machine must not be done before the last kill
     said = finish(start(root, '--save-minutes', 0))
     assert 'damaged' not in said and not half_written(root)
     same_end(root, straight)
