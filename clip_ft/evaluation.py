@@ -11,9 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .data import InputError, Paths, catalogue_folder, command_parser, console_script, image_folder, load_split, new_figure, twin_groups
-from .dataset import Geometry, PixelCache, attribute_phrases, read_pixels
+from .dataset import Geometry, PixelCache, read_pixels
 from .metrics import batch_accuracy, best_ranks, clip_score, retrieval_metrics, twin_relevance
-from .model import embed_images, embed_texts, interpolate_weights, load_model, read_checkpoint
+from .model import embed_images, embed_texts, load_model, read_checkpoint
 from .training import Gallery, demo_run, image_paths, measure, open_model
 
 # %% ../nbs/04_evaluation.ipynb #3709214f

@@ -14,8 +14,6 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
-from .data import InputError
-
 # %% ../nbs/03_losses.ipynb #382de05c
 def positives(
     groups: torch.Tensor,    # int [B] or [B, K]: ids of the products that ask
