@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from clip_ft.data import Paths, get_data, preprocess
+
 BIN = Path(sys.executable).parent
 
 
@@ -35,6 +37,15 @@ def shop(tmp_path_factory):
         'search': command('clip_ft_search', 'blue jeans', '--root', root, '--save-grid', root/'grid.png'),
     }
     return root, {name: out for name, (out, err) in said.items()}
+
+
+@pytest.fixture(scope='session')
+def split_shop(tmp_path_factory):
+    "A smaller demo shop that is split and ready to train. Nobody changes it; copy it."
+    root = tmp_path_factory.mktemp('split_shop')/'new'
+    get_data('demo', Paths(root), limit=120)
+    preprocess(Paths(root), test_size=.2)
+    return root
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from clip_ft.data import Paths, get_data, load_split, preprocess
+from clip_ft.data import Paths, load_split
 from clip_ft.model import tiny_model
 
 BIN = Path(sys.executable).parent
@@ -42,23 +42,14 @@ def finish(process):
     return out, err.replace('\r', '\n')
 
 
-@pytest.fixture(scope='module')
-def shop(tmp_path_factory):
-    "A small demo shop, ready to train."
-    root = tmp_path_factory.mktemp('shop')/'new'
-    get_data('demo', Paths(root), limit=120)
-    preprocess(Paths(root), test_size=.2)
-    return root
-
-
 @pytest.fixture
-def again(shop, tmp_path): return Path(shutil.copytree(shop, tmp_path/'shop'))
+def again(split_shop, tmp_path): return Path(shutil.copytree(split_shop, tmp_path/'shop'))
 
 
 @pytest.fixture(scope='module')
-def one(shop):
+def one(split_shop):
     "The shop after a run in one process."
-    root = Path(shutil.copytree(shop, shop.parent/'one'))
+    root = Path(shutil.copytree(split_shop, split_shop.parent/'one'))
     finish(start(root, processes=1))
     return root
 

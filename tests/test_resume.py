@@ -15,7 +15,7 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from clip_ft.data import Paths, get_data, preprocess
+from clip_ft.data import Paths
 from clip_ft.training import Snapshots, train_main
 
 KILLS, EPOCHS, STEPS = 20, 12, 60     # five steps an epoch
@@ -94,27 +94,18 @@ def same_end(root, other):
 
 
 @pytest.fixture(scope='module')
-def shop(tmp_path_factory):
-    "A small demo shop, ready to train."
-    root = tmp_path_factory.mktemp('shop')/'new'
-    get_data('demo', Paths(root), limit=120)
-    preprocess(Paths(root), test_size=.2)
-    return root
-
-
-@pytest.fixture(scope='module')
-def straight(shop, start):
+def straight(split_shop, start):
     "The same shop after a run that nobody disturbed, which saved nothing on the way but after each epoch."
-    root = copy(shop, shop.parent/'straight')
+    root = copy(split_shop, split_shop.parent/'straight')
     finish(start(root))
     assert len(Paths(root).history_csv.read_text().splitlines()) == EPOCHS+2
     return root
 
 
 @pytest.fixture(scope='module')
-def halfway(shop, start):
+def halfway(split_shop, start):
     "The same shop, killed in the second half of the run: the last two snapshots are there."
-    root = copy(shop, shop.parent/'halfway')
+    root = copy(split_shop, split_shop.parent/'halfway')
     process, _ = start(root, '--save-minutes', 0)
     wait_for(lambda: last_step(root) >= STEPS-12, process)
     process.kill(); process.join()
@@ -122,8 +113,8 @@ def halfway(shop, start):
     return root
 
 
-def test_killed_20_times(shop, straight, start):
-    root, rng, report = copy(shop, shop.parent/'killed'), random.Random(0), []
+def test_killed_20_times(split_shop, straight, start):
+    root, rng, report = copy(split_shop, split_shop.parent/'killed'), random.Random(0), []
     while len(report) < KILLS:
         before, torn = last_step(root), half_written(root)
         process, log = start(root, '--save-minutes', 0)
