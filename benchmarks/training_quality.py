@@ -116,7 +116,7 @@ def lighter_train():
         if key not in known: known[key] = make(processor, texts, **options)
         return known[key]
 
-    dataset.Tokens = model.Tokens = tokens
+    dataset.Tokens = training.Tokens = tokens     # what train() makes; model.py needs the class itself
     training.tqdm = model.tqdm = quiet
     training.save_history = lambda *_: None
     training.Loop.snapshot = lambda _: None

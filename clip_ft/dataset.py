@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ATTRIBUTES', 'PHRASES', 'COMMON', 'Geometry', 'read_pixels', 'file_digests', 'pixel_blocks', 'PixelCache',
-           'to_device', 'take', 'Normalize', 'Augment', 'Tokens', 'attribute_phrases', 'product_texts', 'TextSampler']
+           'to_device', 'take', 'device_batches', 'Normalize', 'Augment', 'Tokens', 'attribute_phrases',
+           'product_texts', 'TextSampler']
 
 # %% ../nbs/01_dataset.ipynb #446db0a7
 import math
@@ -179,6 +180,39 @@ def take(
     "One batch of pixels, on the device."
     rows = torch.as_tensor(rows, device=pixels.device)
     return pixels[rows].to(device, non_blocking=True)
+
+# %% ../nbs/01_dataset.ipynb #1cb9123f
+def device_batches(
+    pixels: np.ndarray, # uint8 [N, 3, size, size], such as `PixelCache.pixels`
+    rows,               # Which of them, in this order
+    batch_size: int,    # Pictures in a batch
+    device,             # Where the model is
+): # Yields uint8 tensors [B, 3, size, size] on the device
+    "Batches straight from the cache file, each picture read once; on a CUDA device one batch is on its way while another is worked on."
+    pixels, device = torch.from_numpy(pixels), torch.device(device)
+    parts = torch.as_tensor(rows).split(batch_size)
+    if device.type != 'cuda' or not len(rows):
+        yield from (pixels[o] for o in parts if len(o))
+        return
+    side, ready = torch.cuda.Stream(device), [torch.cuda.Event(), torch.cuda.Event()]
+    staging = [torch.empty(min(batch_size, len(rows)), *pixels.shape[1:], dtype=torch.uint8, pin_memory=True) for _ in ready]
+
+    def send(i):
+        ready[i%2].synchronize()     # what was sent from here two batches ago has arrived
+        held = torch.index_select(pixels, 0, parts[i], out=staging[i%2][:len(parts[i])])
+        with torch.cuda.stream(side): sent = held.to(device, non_blocking=True)
+        ready[i%2].record(side)
+        return sent
+
+    with ThreadPoolExecutor(1) as reader:
+        job = reader.submit(send, 0)
+        for i in range(len(parts)):
+            batch = job.result()
+            here = torch.cuda.current_stream(device)
+            here.wait_event(ready[i%2])
+            batch.record_stream(here)
+            if i+1 < len(parts): job = reader.submit(send, i+1)
+            yield batch
 
 # %% ../nbs/01_dataset.ipynb #67b991b2
 class Normalize(nn.Module):

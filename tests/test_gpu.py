@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from clip_ft.data import get_data, image_folder, preprocess, Paths
-from clip_ft.dataset import PixelCache
+from clip_ft.dataset import PixelCache, device_batches
 from clip_ft.model import embed_images, embed_texts, plain_weights, tiny_model
 from clip_ft.training import TrainConfig, Trainer, image_paths, train
 
@@ -41,9 +41,9 @@ def test_fast_steps_equal_plain_ones(demo):
 
 @pytest.mark.parametrize('changes', [dict(chunk=24), dict(chunk=24, compile=False), dict(ema=.9, layer_decay=.8), dict(freeze_vision=2), dict(freeze_text=-1), dict(lora=4)])
 def test_options_on_the_fast_path(demo, changes):
-    reference = {k: v for k, v in changes.items() if k not in ('chunk',)}
-    plain, a = losses(demo, 12, compile=False, **reference)
-    fast, b = losses(demo, 12, **{k: v for k, v in changes.items() if k != 'compile'}, compile=changes.get('compile', True))
+    reference = {k: v for k, v in changes.items() if k != 'chunk'}
+    plain, a = losses(demo, 12, **reference | dict(compile=False))
+    fast, b = losses(demo, 12, **changes)
     assert np.abs(fast-plain).max() < .02
     for name, w in plain_weights(b.model).items(): assert torch.isfinite(w).all(), name
 
@@ -67,3 +67,32 @@ def test_train_and_resume(demo):
     history = train(model.cuda(), processor, products, test, folder, paths, TrainConfig(epochs=3, lr=1e-3, batch_size=64, hard_negatives=8, patience=3))
     assert history.epoch.tolist() == [0, 1, 2, 3] and history.test_loss.iloc[-1] < history.test_loss[0]
     assert all(o._compiled_call_impl is None for o in model.modules())
+
+
+def test_batches_from_the_cache_file(demo):
+    *_, cache = demo
+    rows = np.random.default_rng(0).permutation(len(cache))[:301]
+    found = torch.cat([o.clone() for o in device_batches(cache.pixels, rows, 16, 'cuda')])
+    assert (found.cpu().numpy() == cache.pixels[rows]).all()
+
+
+def test_compiled_embedding(demo, monkeypatch):
+    _, products, _, _, cache = demo
+    model, processor = tiny_model(products.full_text)
+    model.cuda()
+    eager = embed_images(model, processor, cache, progress=False)
+    monkeypatch.setattr('clip_ft.model.COMPILE_FROM', 1)
+    compiled = embed_images(model, processor, cache, batch_size=100, progress=False)
+    assert np.abs((eager*compiled).sum(1)-1).max() < 1e-4
+
+
+def test_memory_is_flat_in_the_batch_size(demo):
+    "Activations of four chunks take the memory of one."
+    peaks = []
+    for batch_size in (64, 256):
+        torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        _, run = losses(demo, 2, batch_size=batch_size, chunk=64, compile=False)
+        peaks.append(torch.cuda.max_memory_allocated()-before)
+        run.close(); del run
+    assert peaks[1] < 1.2*peaks[0], peaks
