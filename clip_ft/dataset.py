@@ -195,7 +195,8 @@ def device_batches(
         yield from (pixels[o] for o in parts if len(o))
         return
     side, ready = torch.cuda.Stream(device), [torch.cuda.Event(), torch.cuda.Event()]
-    staging = [torch.empty(min(batch_size, len(rows)), *pixels.shape[1:], dtype=torch.uint8, pin_memory=True) for _ in ready]
+    with torch.inference_mode(False):      # the reading thread writes here, and knows nothing of a mode of this one
+        staging = [torch.empty(min(batch_size, len(rows)), *pixels.shape[1:], dtype=torch.uint8, pin_memory=True) for _ in ready]
 
     def send(i):
         ready[i%2].synchronize()     # what was sent from here two batches ago has arrived
