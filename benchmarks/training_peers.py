@@ -28,7 +28,7 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 MAX_TOKENS = 77
 
 
@@ -207,11 +207,13 @@ PEERS = {"plain loop": plain_loop, "sentence-transformers": sentence_transformer
 
 def child(script, *options):
     "Run one measurement in a process of its own and print its line, or the end of what went wrong; returns whether it went well."
-    out = subprocess.run([sys.executable, "-W", "ignore", script, *map(str, options)], capture_output=True, text=True)
-    for line in out.stdout.splitlines():
-        if line.startswith('{"'): print(line, flush=True)
-    if out.returncode: print(f"failed: {' '.join(map(str, options))}\n{out.stderr[-3000:]}", flush=True)
-    return out.returncode == 0
+    with tempfile.TemporaryFile("w+") as errors, subprocess.Popen([sys.executable, "-W", "ignore", script, *map(str, options)], stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+        for line in process.stdout:
+            if line.startswith('{"'): print(line, end="", flush=True)
+        if process.wait():
+            errors.seek(0)
+            print(f"failed: {' '.join(map(str, options))}\n{errors.read()[-3000:]}", flush=True)
+    return process.returncode == 0
 
 
 def main():
@@ -233,6 +235,7 @@ def main():
     args = parser.parse_args()
     if args.how == "make model": return make_model(args.model, read_catalogue(args.catalogue)[1], args.tiny)
     if args.how:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"      # the loaders' workers are forked
         result = PEERS[args.how](args, args.batch_size[0], *read_catalogue(args.catalogue))
         return print(json.dumps(dict(name=args.how, compiled=args.compile, cached=args.cached, workers=args.workers) | result))
     with tempfile.TemporaryDirectory() as folder:

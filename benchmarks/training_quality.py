@@ -146,7 +146,7 @@ def fit(model, processor, products, worlds, config):
 
 def pretrain_config(args):
     from clip_ft.training import TrainConfig
-    return TrainConfig(epochs=args.pretrain_epochs, patience=args.pretrain_epochs, batch_size=args.pretrain_batch, lr=args.pretrain_lr, compile=False)
+    return TrainConfig(epochs=args.pretrain_epochs, patience=args.pretrain_epochs, batch_size=args.pretrain_batch, lr=args.pretrain_lr)
 
 
 def prepare(args):
@@ -175,7 +175,7 @@ def prepare(args):
 def variants(args):
     "Name -> (settings of TrainConfig, whether twins are known); None for the pretrained model itself."
     from clip_ft.training import TrainConfig
-    recipe = dict(texts=dict(full_text=1), epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, compile=False)
+    recipe = dict(texts=dict(full_text=1), epochs=args.epochs, batch_size=args.batch_size, lr=args.lr)
     changes = dict(twins={}, texts=dict(texts=TrainConfig().texts), hard_negatives=dict(hard_negatives=8), batch=dict(batch_size=args.big_batch, lr=args.lr*math.sqrt(args.big_batch/args.batch_size)),
         layer_decay=dict(layer_decay=.8), freeze_vision=dict(freeze_vision=2), ema=dict(ema=.99), lora=dict(lora=8, lr=10*args.lr), weight_decay=dict(weight_decay=.1))
     several = lambda names: ({k: v for o in [recipe, *(changes[o] for o in names)] for k, v in o.items()}, "twins" in names)
@@ -211,7 +211,7 @@ def work(args):
 
 def run(args, worlds, test, short, name, seed, settings):
     "Fine-tune, measure, write down."
-    from clip_ft.model import load_model
+    from clip_ft.model import load_model, save_model
     from clip_ft.training import TrainConfig
     start = time.perf_counter()
     model, processor = load_model(args.model)
@@ -220,6 +220,7 @@ def run(args, worlds, test, short, name, seed, settings):
         config = TrainConfig(seed=42+seed, **settings[0])
         with twins_unknown(not settings[1]): history = fit(model, processor, worlds.home, worlds, config)
         notes = dict(train_seconds=since(start), steps=int(history.step.max()), kept=int(history.epoch[history.kept].iloc[0]))
+    if (name, seed) == ("combined", 0): save_model(args.out/"combined", model, processor)
     values = evaluate(model, processor, test, short)
     np.savez(args.out/"runs"/f"{name}.{seed}.npz", **values)
     say(variant=name, seed=seed, seconds=since(start), **notes, **{k: round(float(v.mean()), 4) for k, v in values.items()})

@@ -8,8 +8,9 @@ line of JSON. cache "cold" is a first run, which decodes the pictures; "warm" fi
 
 seconds is the whole of train(), and pairs_per_second_from_start is what it trained on over that time. pairs_per_second is
 the steps alone, without metrics and checkpoints, the first epoch left out if there are more. seconds_to_first_step is from the
-call, with a loaded model, to the end of the first optimizer step, and so includes the metrics before training. utilisation is
-as for training_peers.py, with the texts as wide as the batches really were.
+call, with a loaded model, to the end of the first optimizer step, and so includes the metrics before training. stages says where
+the time beside the steps went, in seconds; Trainer includes TextSampler and to_device. utilisation is as for training_peers.py,
+with the texts as wide as the batches really were.
 """
 import argparse
 import json
@@ -36,7 +37,7 @@ class Watch:
     def __init__(self):
         from clip_ft import training
         from torch.optim.optimizer import register_optimizer_step_post_hook
-        self.first, self.epochs, self.widths = None, [], []
+        self.first, self.epochs, self.widths, self.stages = None, [], [], {}
         self.hook = register_optimizer_step_post_hook(self.after_step)
         epoch, inputs = training.Loop.train_epoch, training.Trainer.inputs
 
@@ -51,6 +52,19 @@ class Watch:
             return batch
 
         training.Loop.train_epoch, training.Trainer.inputs = train_epoch, read
+        for name in ("split_products", "run_key", "Trainer", "TextSampler", "to_device", "Gallery", "measure", "save_history", "load_checkpoint"): self.timed(training, name)
+        for owner, name in ((training.PixelCache, "build"), (training.Snapshots, "wait"), (training.Loop, "snapshot")): self.timed(owner, name)
+
+    def timed(self, owner, name):
+        "Let a function add its time to `stages`."
+        work = getattr(owner, name)
+
+        def run(*args, **kwargs):
+            start = self.now()
+            try: return work(*args, **kwargs)
+            finally: self.stages[name] = round(self.stages.get(name, 0)+self.now()-start, 2)
+
+        setattr(owner, name, staticmethod(run) if name == "build" else run)
 
     @staticmethod
     def now():
@@ -81,7 +95,7 @@ def measure(args, batch_size):
     later = watch.epochs[1:] or watch.epochs
     steady, tokens = each*len(later)/sum(later), sum(watch.widths)/len(watch.widths)
     return dict(batch_size=batch_size, products=len(train_products), epochs=len(watch.epochs), pairs_per_second=round(steady, 1), pairs_per_second_from_start=round(pairs/seconds, 1),
-        seconds=round(seconds, 2), epoch_seconds=[round(o, 2) for o in watch.epochs], seconds_to_first_step=round(watch.first-start, 2), tokens=round(tokens, 1),
+        seconds=round(seconds, 2), epoch_seconds=[round(o, 2) for o in watch.epochs], seconds_to_first_step=round(watch.first-start, 2), tokens=round(tokens, 1), stages=watch.stages,
         **device_report(steady*3*forward_flops(model.config, tokens), args.tflops))
 
 

@@ -269,19 +269,23 @@ class Snapshots:
     def __init__(self,
         folder, # Where they are, such as `Paths().last`
     ):
-        self.folder, self.writer, self.job, self.saved = Path(folder), ThreadPoolExecutor(1), None, time.monotonic()
+        self.folder, self.writer, self.jobs, self.saved = Path(folder), ThreadPoolExecutor(1), {}, time.monotonic()
 
     def files(self): return sorted(self.folder.glob('step-*.pt'), reverse=True)
 
     def later(self, job, *args):
-        "Run `job` in the writing thread, after the one before it; an error of that one is raised here."
-        self.wait()
-        self.job = self.writer.submit(job, *args)
+        "Run `job` in the writing thread; first wait for the one of its kind before it, whose error is raised here."
+        if (before := self.jobs.pop(job.__name__, None)): before.result()
+        self.jobs[job.__name__] = self.writer.submit(job, *args)
+
+    @property
+    def busy(self):
+        "Is a state still being written?"
+        return '_write' in self.jobs and not self.jobs['_write'].done()
 
     def wait(self):
         "Until everything is on disk."
-        job, self.job = self.job, None
-        if job: job.result()
+        while self.jobs: self.jobs.popitem()[1].result()
 
     def save(self, step: int, state: dict):
         "Write a state; older ones than the last two go."
@@ -424,7 +428,8 @@ class Loop:
         self.handle = save_history(self.history(), self.paths, self.handle)
 
     def snapshot(self):
-        "Save all that the rest of the run depends on."
+        "Save all that the rest of the run depends on, unless the disk is still busy with the state before: training never waits for it."
+        if self.snapshots.busy: return
         if self.main: self.snapshots.save(self.run.step, dict(key=self.key, run=self.run.state(), loop=on_cpu({o: getattr(self, o) for o in ('rows', 'best', 'order', 'total')})))
         self.snapshots.saved = time.monotonic()
 
@@ -455,7 +460,7 @@ class Loop:
             if stop.item(): break
             figures = self.train_epoch(epoch)
             if self.main: self.measure(epoch, figures)
-            self.snapshot()
+            if epoch < c.epochs: self.snapshot()
 
 
 def sweep(folder):
@@ -510,9 +515,9 @@ def train(
     key = run_key(config, model, cache, train_products)
     numbered = train_products.assign(_row=np.arange(len(train_products)))
     fit, val = split_products(numbered, config.val_size, config.seed) if config.val_size else (numbered, numbered.head(0))
-    run = Trainer(model, processor, cache, fit, config, fit._row.to_numpy())
-    if config.hard_negatives > 1: run.bank = torch.from_numpy(embed_images(model, processor, run.pixels, progress=everybody.is_main_process, rows=fit._row.to_numpy())+embed_texts(model, processor, fit.full_text)).to(run.device, torch.float16)/2
-    galleries = Gallery(processor, run.pixels, val, val._row.to_numpy()) if len(val) else None, Gallery(processor, to_device(test_cache.pixels, run.device), test_products)
+    run = Trainer(model, processor, cache, fit, config, np.array(fit._row))
+    if config.hard_negatives > 1: run.bank = torch.from_numpy(embed_images(model, processor, run.pixels, progress=everybody.is_main_process, rows=np.array(fit._row))+embed_texts(model, processor, fit.full_text)).to(run.device, torch.float16)/2
+    galleries = Gallery(processor, run.pixels, val, np.array(val._row)) if len(val) else None, Gallery(processor, to_device(test_cache.pixels, run.device), test_products)
     loop = Loop(run, processor, paths, key, *galleries)
     loop.resume(fresh)
     try:
