@@ -277,4 +277,7 @@ d = { 'settings': { 'branch': 'main',
                                 'clip_ft.widget.SearchWidget.__init__': ('widget.html#searchwidget.__init__', 'clip_ft/widget.py'),
                                 'clip_ft.widget.SearchWidget.search': ('widget.html#searchwidget.search', 'clip_ft/widget.py'),
                                 'clip_ft.widget.result_card': ('widget.html#result_card', 'clip_ft/widget.py'),
-                                'clip_ft.widget.thumbnail': ('widget.html#thumbnail', 'clip_ft/widget.py')}}}
+                                'clip_ft.widget.thumbnail': ('widget.html#thumbnail', 'clip_ft/widget.py')},
+            'clip_ft.wise_ft': { 'clip_ft.wise_ft.choose_alpha': ('wise_ft.html#choose_alpha', 'clip_ft/wise_ft.py'),
+                                 'clip_ft.wise_ft.interpolation_curve': ('wise_ft.html#interpolation_curve', 'clip_ft/wise_ft.py'),
+                                 'clip_ft.wise_ft.plot_interpolation': ('wise_ft.html#plot_interpolation', 'clip_ft/wise_ft.py')}}}
