@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .data import InputError, Paths, catalogue_folder, check_pictures, clean_text, image_folder, is_placeholder, load_split, product_ids, read_judgments, read_table, twin_groups
-from .evaluation import bootstrap
+from .evaluation import bootstrap, interval
 from .metrics import query_metrics, relevant_ranks
 from .model import embed_images, embed_texts
 from .training import image_paths
@@ -65,9 +65,10 @@ def kagl(
     share = counts/listed                                  # what isn't in the catalogue is never found
     table = pd.DataFrame({'Recall@1': figures['found@1']*share, 'Recall@10': figures['found@10']*share} if names else {'P@1': figures['precision@1'], 'P@10': figures['precision@10']})
     table = pd.concat([table.mean(axis=1).rename('AvgRecall' if names else 'AvgP'), table, figures['mrr@10'].rename('MRR')], axis=1)
-    samples = bootstrap(table.assign(rank=figures['rank']), np.arange(len(table)))[table.columns]
+    groups = np.arange(len(table))
+    bounds = interval(bootstrap(table.assign(rank=figures['rank']), groups)[table.columns], table.mean(), groups)
     learned = 0 if train_products is None else int(_learned(products, train_products)[np.unique(right)].sum())
-    result = pd.DataFrame(dict(value=table.mean(), low=samples.quantile(.025), high=samples.quantile(.975), n=len(table))).rename_axis('metric')
+    result = pd.DataFrame(dict(value=table.mean(), low=bounds.low, high=bounds.high, n=len(table))).rename_axis('metric')
     result.attrs = dict(names=bool(names), gallery=len(products), right=int(listed.sum()), missing=int((listed-counts).sum()), learned=learned)
     return result.assign(**{k: pd.Series(v) for k, v in PUBLISHED.items()}) if names and len(products) >= WHOLE and not result.attrs['missing'] else result
 

@@ -52,7 +52,8 @@ def _found(test, before, train):
     columns = ({'before, test': before} if before else {}) | ({'train': train} if train else {}) | {'test': test}
     p = lambda text: f'<p>{escape(text)}</p>'
     yield 'Do shoppers find the product?', p(f'Each query is put to all {len(test["products"]):,} products. In brackets the interval in which 95 % of other samples of queries would lie; "best" is what a perfect model would get. '
-        'recall@k: share of queries with a right answer among the first k. mrr: mean of 1/rank of the first right answer. map: mean average precision over all right answers. Twins, products with the same name, description or picture, count as right.')+_table(overview(**columns))
+        'recall@k: share of queries with a right answer among the first k. mrr: mean of 1/rank of the first right answer. map: mean average precision over all right answers. '
+        f'Twins, products with the same name, description or picture, count as right; {(test["queries"]["name"]["right"] > 1).mean():.0%} of the products have one.')+_table(overview(**columns))
     if before:
         table = compare(before=before, after=test)
         yield 'What changed', p('The same queries put to both models. The interval is that of the difference: without 0 in it, another sample of queries would show a change too. better, worse: numbers of queries.')+_table(table[table.metric.isin(('recall@1', 'recall@10', 'mrr', 'map', 'median_rank'))].drop(columns='model'), index=False)
@@ -72,7 +73,7 @@ def _fails(test, before, dpi):
     for o in sets: yield f'The worst failures: {o}', '<p>Green: right. Red: wrong.</p>'+_picture(contact_sheet(test, o, n=6 if o == 'name' else 4), f'Queries by {o}, what was right and what came', dpi)
     if before:
         for o in sets[:2]:
-            moved = changes(before, test, o).drop(columns='row')
+            moved = changes(before, test, o).drop(columns='row').drop_duplicates('query')
             yield f'Before and after: {o}', _picture(before_after(before, test, o), 'Results of both models', dpi)+_table(pd.concat([moved.head(5), moved.tail(5)]), 0, index=False)
 
 
@@ -82,7 +83,7 @@ def write_report(
     before: dict|None=None, # From `evaluate`: the model that it started from, on the same products
     train: dict|None=None,  # From `evaluate`: the model, on training products
     leaked: pd.DataFrame|None=None, # From `leaks`
-    title: str='Does search find the product?',
+    title: str='How well are products found?',
 ): # The number of bytes
     "Write one HTML page with all tables and pictures: no script, nothing to load, under 3 MB. Raises InputError without name queries."
     if 'name' not in test['sets']: raise InputError('The report needs the query sets of `query_sets`.')
