@@ -92,7 +92,8 @@ def torchmetrics(queries, gallery, relevant):
     from torchmetrics import retrieval as R
     kinds = {"recall@1": R.RetrievalHitRate(top_k=1), "recall@10": R.RetrievalHitRate(top_k=10), "found@10": R.RetrievalRecall(top_k=10), "precision@10": R.RetrievalPrecision(top_k=10),
              "mrr": R.RetrievalMRR(), "map": R.RetrievalMAP(), "ndcg@10": R.RetrievalNormalizedDCG(top_k=10)}
-    scores, target = torch.from_numpy(queries @ gallery.T), torch.zeros(len(queries), len(gallery), dtype=torch.bool)
+    # above 0, because torchmetrics takes a score of 0 or less for "not found"
+    scores, target = torch.from_numpy(queries @ gallery.T).double()+2, torch.zeros(len(queries), len(gallery), dtype=torch.bool)
     for i, right in enumerate(relevant): target[i, right] = True
     indexes = torch.arange(len(queries))[:, None].expand(-1, len(gallery))
     return {k: m(scores.flatten(), target.flatten(), indexes=indexes.flatten()).item() for k, m in kinds.items()}
@@ -105,7 +106,7 @@ def child(args):
     "Run one method here, and print its time, memory and figures."
     queries, gallery, relevant = make(args)
     if args.queries: queries, relevant = queries[:args.queries].copy(), relevant[:args.queries]
-    METHODS[args.method](queries[:2], gallery[:200], [[0], [1]])                       # imports, compilation
+    METHODS[args.method](queries[:2], gallery, [[0], [1]])                             # imports, compilation
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e6
     start = time.perf_counter()
     figures = METHODS[args.method](queries, gallery, relevant)

@@ -12,8 +12,7 @@ import pandas as pd
 from .data import InputError, Paths, catalogue_folder, check_pictures, clean_text, image_folder, is_placeholder, load_split, product_ids, read_judgments, read_table, twin_groups
 from .evaluation import bootstrap, interval
 from .metrics import query_metrics, relevant_ranks
-from .model import embed_images, embed_texts
-from .training import image_paths
+from .model import embed_texts
 
 # %% ../nbs/04_kagl.ipynb #8f4c2d07
 def whole_catalogue(
@@ -44,7 +43,7 @@ def kagl(
     model,                  # A model of two towers
     processor,              # Its processor
     products: pd.DataFrame, # The whole catalogue, from `whole_catalogue`
-    image_dir,              # Folder of the pictures
+    image_embeds,           # [N, D], from `embed_images`
     judgments: dict,        # Query -> {product id: 1}, from `read_judgments`
     train_products: pd.DataFrame|None=None, # What the model learned from, to warn if right products are among them
 ) -> pd.DataFrame: # A row a metric: value, low, high (95 % interval), n, and for display names in the whole set the published models; `attrs` has 'names' (are the queries display names?), 'gallery', 'right', 'missing', 'learned'
@@ -57,9 +56,9 @@ def kagl(
     plain = lambda texts: pd.Series(list(texts), dtype=object).str.split().str.join(' ').str.casefold()
     asked, borne = plain(np.repeat(np.array(list(judgments), dtype=object), counts)), plain(products['display name'].iloc[right])
     names = (asked == borne).mean() > .5
-    gallery = embed_images(model, processor, image_paths(products, image_dir))
+    gallery = image_embeds
     if not names:
-        gallery = PICTURE*gallery+TEXT*embed_texts(model, processor, products['display name'])
+        gallery = PICTURE*image_embeds+TEXT*embed_texts(model, processor, products['display name'])
         gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
     figures = query_metrics(relevant_ranks(embed_texts(model, processor, list(judgments)), gallery, relevant)[0], counts, ks=(1, 10))
     share = counts/listed                                  # what isn't in the catalogue is never found

@@ -18,9 +18,9 @@ import pandas as pd
 from .data import InputError, Paths, atomic_write, catalogue_folder, command_parser, console_script, image_folder, load_split, read_judgments
 from .evaluation import changes, compare, confused_pairs, confusion, evaluate, leaks, overview, read_queries, slices
 from .kagl import kagl, kagl_report, whole_catalogue
-from .model import load_model, read_checkpoint
+from .model import embed_images, load_model, read_checkpoint
 from .pictures import before_after, contact_sheet, plot_confusion, plot_ranks, plot_recall
-from .training import demo_run, open_model
+from .training import demo_run, image_paths, open_model
 
 # %% ../nbs/04_report.ipynb #9a5d3e07
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#222}
@@ -121,9 +121,11 @@ def _kagl_main(args, paths, train_products):
     judged = {o: read_judgments(o) for o in args.queries}
     products, folder = whole_catalogue(paths)
     models = {'before': _base(args, paths, train_products), 'after': load_model(args.model or paths.best_model, args.device)}
-    for file, judgments in judged.items():
-        for name, opened in models.items():
-            if opened: print(f'{file}, {name}:\n{kagl_report(kagl(*opened, products, folder, judgments, train_products if name == "after" else None))}\n')
+    for name, opened in models.items():
+        if not opened: continue
+        image_embeds = embed_images(*opened, image_paths(products, folder))
+        for file, judgments in judged.items():
+            print(f'{file}, {name}:\n{kagl_report(kagl(*opened, products, image_embeds, judgments, train_products if name == "after" else None))}\n')
 
 
 def _own_queries(args, train_products, test_products, image_dir, models):
