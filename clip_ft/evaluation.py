@@ -172,7 +172,7 @@ def evaluate(
     sets: dict|None=None,   # Name -> `QuerySet`; None: those of `query_sets`
     ks=(1, 5, 10),          # Numbers of results that a shopper may look at
     draws: int=1000,        # Samples of the bootstrap
-) -> dict: # 'retrieval': the tidy table; 'recipe': from `recipe_block`; 'queries': set -> a row a query; 'results': set -> rows of the first ten products; 'sets', 'products', 'images'
+) -> dict: # 'retrieval': the tidy table; 'recipe': from `recipe_block`, None with `sets`; 'queries': set -> a row a query; 'results': set -> rows of the first ten products; 'sets', 'products', 'images'
     "How well products are found among all of `products`, by each query set; and the recipe's figures."
     if not len(products): raise InputError('There are no products to evaluate.')
     products = products.reset_index(drop=True)
@@ -182,7 +182,7 @@ def evaluate(
         key = tuple(texts)
         if key not in embedded: embedded[key] = embed_texts(model, processor, key)
         return embedded[key]
-    recipe = recipe_block(model, image_embeds, text_embeds(products['full_text']), twin_groups(products), batch_size)
+    recipe = recipe_block(model, image_embeds, text_embeds(products['full_text']), twin_groups(products), batch_size) if sets is None else None
     tables, queries, results = [], {}, {}
     sets = query_sets(products) if sets is None else sets
     for name, s in sets.items():

@@ -12,7 +12,6 @@ import warnings
 from html import escape
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from .data import InputError, Paths, atomic_write, catalogue_folder, command_parser, console_script, image_folder, load_split, read_judgments
@@ -20,7 +19,7 @@ from .evaluation import changes, compare, confused_pairs, confusion, evaluate, l
 from .kagl import kagl, kagl_report, whole_catalogue
 from .model import embed_images, load_model, read_checkpoint
 from .pictures import before_after, contact_sheet, plot_confusion, plot_ranks, plot_recall
-from .training import demo_run, image_paths, open_model
+from .training import image_paths, open_model
 
 # %% ../nbs/04_report.ipynb #9a5d3e07
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#222}
@@ -29,7 +28,8 @@ img{max-width:100%;display:block;margin:.6em 0}.warn{background:#fdecea;padding:
 MAX_BYTES = 3_000_000
 
 def _table(table, digits=3, **options):
-    "A DataFrame as HTML, cells escaped."
+    "A DataFrame as HTML, cells escaped and of at most 200 characters."
+    table = table.map(lambda o: o[:200] if isinstance(o, str) else o)
     return '<div class="wide">'+table.to_html(border=0, float_format=f'{{:.{digits}f}}'.format, na_rep='', escape=True, **options)+'</div>'
 
 
@@ -64,12 +64,11 @@ def _fails(test, before, dpi):
     "Sections on where it fails, with pictures."
     sets = [o for o in ('name', 'colour', 'gender') if o in test['sets']]
     curves = {f'{label}, {o}': e['queries'][o]['rank'] for label, e in (('before', before), ('after', test)) if e for o in sets[:2]}
-    yield 'How far down?', _picture(plot_recall(**curves), 'Recall@k over k', dpi)+_picture(plot_ranks(**{label: e['queries'][sets[0]]['rank'] for label, e in (('before', before), ('after', test)) if e}), 'Histogram of ranks', dpi)
-    yield 'Who is served worse?', '<p>Queries are names. Parts of fewer than 10 queries are taken together.</p>'+_table(slices(test, sets[0]).groupby('cut', sort=False).head(12), index=False)
-    pairs = {o: confusion(test, o) for o in sets[:1]}
-    for o, table in pairs.items():
-        worst = confused_pairs(table)
-        yield 'What is taken for what?', (_picture(plot_confusion(table), 'Heat map of confused categories', dpi)+_table(worst, 2, index=False)) if len(worst) else '<p>Nothing: every first result is of the right category.</p>'
+    yield 'How far down?', _picture(plot_recall(**curves), 'Recall@k over k', dpi)+_picture(plot_ranks(**{label: e['queries']['name']['rank'] for label, e in (('before', before), ('after', test)) if e}), 'Histogram of ranks', dpi)
+    yield 'Who is served worse?', '<p>Queries are names. low and high are the interval of recall@1. Parts of fewer than 10 queries are taken together.</p>'+_table(slices(test).groupby('cut', sort=False).head(12), index=False)
+    table = confusion(test)
+    worst = confused_pairs(table)
+    yield 'What is taken for what?', ('<p>Queries are names; came: the category of the first result.</p>'+_picture(plot_confusion(table), 'Heat map of confused categories', dpi)+_table(worst, 2, index=False)) if len(worst) else '<p>Nothing: every first result is of the right category.</p>'
     for o in sets: yield f'The worst failures: {o}', '<p>Green: right. Red: wrong.</p>'+_picture(contact_sheet(test, o, n=6 if o == 'name' else 4), f'Queries by {o}, what was right and what came', dpi)
     if before:
         for o in sets[:2]:
@@ -117,6 +116,7 @@ def _base(args, paths, train_products):
 
 def _kagl_main(args, paths, train_products):
     "clip_ft_evaluate --protocol kagl"
+    if args.report: raise InputError('--report is for the test products; leave it out with --protocol kagl.')
     if not args.queries: raise InputError('--protocol kagl needs --queries FILE: JSON of the form {"query": {"product id": 1}}.')
     judged = {o: read_judgments(o) for o in args.queries}
     products, folder = whole_catalogue(paths)
@@ -131,7 +131,7 @@ def _kagl_main(args, paths, train_products):
 def _own_queries(args, train_products, test_products, image_dir, models):
     "The table for the user's own queries, among all products."
     everything = pd.concat([train_products, test_products], ignore_index=True)
-    sets = {Path(o).stem: read_queries(o, everything) for o in args.queries}
+    sets = {o: read_queries(o, everything) for o in args.queries}
     found = {k: evaluate(*o, everything, image_dir, sets=sets) for k, o in models.items() if o}
     print(f'\nYour queries, each against the pictures of all {len(everything):,} products:\n{overview(**found).to_string()}')
 
