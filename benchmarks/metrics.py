@@ -33,7 +33,7 @@ def make(args):
     "Query and gallery embeddings, and the right answers of each query."
     rng = np.random.default_rng(0)
     unit = lambda x: x/np.linalg.norm(x, axis=1, keepdims=True)
-    sizes = np.minimum(rng.zipf(2.2, args.n), 200)
+    sizes = np.minimum(rng.zipf(3., args.n), 200)
     groups = np.repeat(np.arange(args.n), sizes)[:args.n]
     order = np.argsort(groups, kind="stable")
     members = np.split(order, np.cumsum(np.bincount(groups))[:-1])
