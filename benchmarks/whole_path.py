@@ -53,7 +53,7 @@ def main():
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
     from clip_ft.data import Paths, get_data_main, load_split, preprocess_main
-    from clip_ft.evaluation import evaluate_main
+    from clip_ft.report import evaluate_main
     from clip_ft.search import embed_main, search_main
     from clip_ft.training import train_main
     from training_peers import make_model

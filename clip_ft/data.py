@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'IMAGE_FORMATS', 'STANDARD_COLUMNS', 'TABLE_NAMES', 'MAX_MEMBERS', 'MAX_MEMBER_BYTES', 'MAX_RATIO',
            'SMALL', 'MARKER', 'KAGGLE_SET', 'OUTSIDE', 'TORN_ENTITY', 'PLACEHOLDERS', 'Paths', 'atomic_write',
-           'InputError', 'console_script', 'command_parser', 'natural', 'open_image', 'read_table', 'find_table',
-           'read_products', 'image_folder', 'stratified_sample', 'safe_members', 'extract_members', 'get_data',
-           'catalogue_folder', 'picture_problem', 'clean_text', 'is_placeholder', 'check_pictures', 'full_text',
-           'clean_products', 'twin_groups', 'split_products', 'summarize', 'new_figure', 'plot_summary', 'preprocess',
-           'load_split', 'get_data_main', 'preprocess_main']
+           'InputError', 'console_script', 'command_parser', 'natural', 'open_image', 'read_table', 'product_ids',
+           'find_table', 'read_products', 'image_folder', 'stratified_sample', 'safe_members', 'extract_members',
+           'get_data', 'catalogue_folder', 'picture_problem', 'clean_text', 'is_placeholder', 'check_pictures',
+           'full_text', 'clean_products', 'twin_groups', 'read_judgments', 'split_products', 'summarize', 'new_figure',
+           'plot_summary', 'preprocess', 'load_split', 'get_data_main', 'preprocess_main']
 
 # %% ../nbs/00_data.ipynb #8027dd22
 import csv
@@ -187,6 +187,13 @@ def read_table(
         rows[i] = row[:width] + ['']*(width - len(row))
     return pd.DataFrame(rows[1:], columns=header, dtype=str)
 
+# %% ../nbs/00_data.ipynb #2b9f4c05
+def product_ids(
+    products,  # DataFrame: N products, with a column `image`
+):  # Series: N ids, str
+    "What other tables and files call the products."
+    return products['image'].astype(object).str.replace(r'^.*/|\.[^.]*$', '', regex=True)
+
 # %% ../nbs/00_data.ipynb #59468d44
 STANDARD_COLUMNS = ('image', 'description', 'display name', 'category')
 TABLE_NAMES = ('data.csv', 'products.csv', 'styles.csv')
@@ -244,8 +251,7 @@ def read_products(
         extra = read_table(styles)
         if 'id' in extra:
             extra = extra.drop_duplicates('id').set_index('id')
-            stems = products['image'].astype(object).str.replace(r'^.*/|\.[^.]*$', '', regex=True)
-            joined = extra[extra.columns.difference(products.columns, sort=False)].reindex(stems).fillna('')
+            joined = extra[extra.columns.difference(products.columns, sort=False)].reindex(product_ids(products)).fillna('')
             products = pd.concat([products, joined.set_axis(products.index)], axis=1)
     return products[[*STANDARD_COLUMNS, *products.columns.difference(STANDARD_COLUMNS, sort=False)]]
 
@@ -624,11 +630,27 @@ def twin_groups(
             labels = np.minimum(labels, labels[labels])
     return np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
+# %% ../nbs/00_data.ipynb #2b9f4c02
+def read_judgments(
+    path,  # str or Path: a JSON file of the form {query: {product id: gain above 0}}
+):  # dict: query to a dict of product id, a str, to its gain, a float
+    "Read which products are right for which query; raises `InputError` if the file is not of that form."
+    try: found = json.loads(Path(path).read_bytes())
+    except OSError as error: raise InputError(f'{path}: the queries cannot be read: {error.strerror}') from None
+    except (ValueError, RecursionError) as error: raise InputError(f'{path}: this is not JSON: {error}') from None
+    if not isinstance(found, dict) or not found: raise InputError(f'{path}: expected {{"query": {{"product id": 1}}}}, with at least one query')
+    number = lambda o: isinstance(o, (int, float)) and 0 < o < 1e9
+    for query, products in found.items():
+        if not query.strip() or not isinstance(products, dict) or not products or not all(map(number, products.values())):
+            raise InputError(f'{path}: query {query[:60]!r}: expected {{"product id": 1}}, numbers above 0, at least one')
+    return {query: {str(k): float(v) for k, v in products.items()} for query, products in found.items()}
+
 # %% ../nbs/00_data.ipynb #60e3ff72
 def split_products(
     products,  # DataFrame: N products, from `clean_products`
     test_size=0.1,  # float: the share of the rows that go to the test set, between 0 and 1
     seed=42,  # int: the same seed gives the same split
+    keep_out=(),  # collection of str: ids, as from `product_ids`, of products that go to the test set in any case
 ):  # tuple: (train, test), two DataFrames, rows in their old order
     "Split so that twins are on one side and each category keeps its share; raises `InputError` if there are no two groups."
     if not 0 < test_size < 1: raise InputError(f'the test size must be between 0 and 1, not {test_size}')
@@ -637,15 +659,17 @@ def split_products(
     if len(sizes) < 2: raise InputError(f'{len(products)} products cannot be split: all are twins of each other')
     category = pd.factorize(products['category'], sort=True)[0][first]
     rows_of_category = np.bincount(category, weights=sizes)
-    order = np.lexsort((np.random.default_rng(seed).permutation(len(sizes)), category))
+    forced = np.bincount(groups, product_ids(products).isin(set(keep_out))) > 0 if len(keep_out) else np.zeros(len(sizes), bool)
+    order = np.lexsort((np.random.default_rng(seed).permutation(len(sizes)), ~forced, category))
     in_test, owed, current = np.zeros(len(sizes), bool), 0, -1
     for group in order:
         if category[group] != current:
             current = category[group]
-            owed += test_size*rows_of_category[current]
-        if sizes[group] <= owed + 1e-9:
+            owed = max(0, owed) + test_size*rows_of_category[current]
+        if forced[group] or sizes[group] <= owed + 1e-9:
             in_test[group] = True
             owed -= sizes[group]
+    if in_test.all() and forced.any(): raise InputError('no product is left to train on: all are to be kept out of training, or are twins of such products')
     if in_test.all() or not in_test.any(): in_test[np.argmin(sizes)] ^= True
     test = in_test[groups]
     return products[~test].reset_index(drop=True), products[test].reset_index(drop=True)
@@ -703,9 +727,11 @@ def preprocess(
     columns=None,  # dict or None: standard name to the name in your table, such as {'image': 'file'}
     test_size=0.1,  # float: the share of the rows that go to the test set, between 0 and 1
     seed=42,  # int: the seed of the split
+    keep_out=None,  # str, Path or None: file for `read_judgments`; products that are right for a query there are kept out of training
 ):  # tuple: (train, test), two DataFrames
     "Read, clean and split this project's catalogue, write the three tables, print a summary; raises `InputError` if no row is usable."
     if not 0 < test_size < 1: raise InputError(f'the test size must be between 0 and 1, not {test_size}')
+    ids = {o for judged in read_judgments(keep_out).values() for o in judged} if keep_out else ()
     folder = catalogue_folder(paths)
     products = read_products(folder, columns)
     kept, rejects = clean_products(products, image_folder(folder, products))
@@ -714,11 +740,12 @@ def preprocess(
     if not len(kept):
         reasons = ', '.join(f'{why} ({n:,})' for why, n in counts['rows'][1:].items())
         raise InputError(f'none of the {len(products):,} rows can be used: {reasons}; see {paths.rejects_csv}')
-    train, test = split_products(kept, test_size, seed)
+    train, test = split_products(kept, test_size, seed, ids)
     _write_table(train, paths.train_csv)
     _write_table(test, paths.test_csv)
     print(counts.to_string())
     print(f'{len(train):,} rows to train on and {len(test):,} to test on')
+    if ids: print(f'{product_ids(test).isin(ids).sum():,} of the {len(ids):,} products of {keep_out} are kept out of training; the others are not in the catalogue or were rejected')
     return train, test
 
 # %% ../nbs/00_data.ipynb #aa07bb6f
@@ -762,7 +789,8 @@ def preprocess_main(argv=None):
     _add_columns(parser)
     parser.add_argument('--test-size', type=float, default=0.1, help='share of the rows that go to the test set')
     parser.add_argument('--seed', type=natural, default=42, help='seed of the split')
+    parser.add_argument('--keep-out', metavar='FILE', help='JSON, {query: {product id: 1}}: keep products that are right for a query there out of training')
     args = parser.parse_args(argv)
     paths = Paths(args.root)
-    preprocess(paths, _parse_columns(args.columns), args.test_size, args.seed)
+    preprocess(paths, _parse_columns(args.columns), args.test_size, args.seed, args.keep_out)
     print(f'they are in {paths.split}, the rejected rows in {paths.rejects_csv}')

@@ -38,7 +38,7 @@ from tqdm.auto import tqdm
 from .data import InputError, Paths, atomic_write, catalogue_folder, command_parser, console_script, get_data, image_folder, load_split, new_figure, preprocess, split_products, twin_groups
 from .dataset import Augment, Geometry, Normalize, PixelCache, TextSampler, Tokens, take, to_device
 from .losses import contrastive_loss, embedding_gradients, gather_rows, hard_negative_batches, model_loss, sigmoid_loss
-from .metrics import batch_accuracy, batch_hits, batch_metrics, clip_score, retrieval_metrics, twin_relevance
+from .metrics import batch_accuracy, batch_hits, batch_metrics, best_ranks, clip_score, rank_metrics, twin_relevance
 from .model import add_lora, default_device, embed_images, embed_texts, freeze_early_layers, half_precision, image_features, load_checkpoint, load_model, model_device, parameter_groups, plain_weights, save_checkpoint, save_model, text_features, tiny_model, tower_layers
 
 # %% ../nbs/03_training.ipynb #a058a009
@@ -333,7 +333,7 @@ def measure(
     "The recipe's figures, and retrieval of each product's picture by its text among all of the gallery, twins counting as right."
     image_embeds = embed_images(model, processor, gallery.images, progress=False, rows=gallery.rows)
     text_embeds = embed_texts(model, processor, gallery.tokens)
-    return batch_metrics(model, image_embeds, text_embeds, gallery.groups, batch_size) | retrieval_metrics(text_embeds, image_embeds, twin_relevance(gallery.groups))
+    return batch_metrics(model, image_embeds, text_embeds, gallery.groups, batch_size) | rank_metrics(best_ranks(text_embeds, image_embeds, twin_relevance(gallery.groups)))
 
 # %% ../nbs/03_training.ipynb #b1dde5fa
 def plot_history(

@@ -12,7 +12,7 @@ import torch
 from conftest import BIN, command, start
 
 from clip_ft.data import get_data_main, preprocess_main
-from clip_ft.evaluation import evaluate_main
+from clip_ft.report import evaluate_main
 from clip_ft.model import load_model, save_model, tiny_model
 from clip_ft.search import embed_main, search_main
 from clip_ft.training import train_main

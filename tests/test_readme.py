@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from clip_ft.data import get_data_main, preprocess_main
-from clip_ft.evaluation import evaluate_main
+from clip_ft.report import evaluate_main
 from clip_ft.model import save_model, tiny_model
 from clip_ft.search import embed_main, search_main
 from clip_ft.training import train_main

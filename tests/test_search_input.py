@@ -10,7 +10,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 from clip_ft.data import Paths
-from clip_ft.evaluation import evaluate_main
+from clip_ft.report import evaluate_main
 from clip_ft.model import save_model, tiny_model
 from clip_ft.search import embed_main, search_main
 
