@@ -83,7 +83,7 @@ def _read_condition(column, value, columns):
     if column not in columns: raise InputError(f'There is no column {column!r} to filter by; there are {", ".join(map(str, columns))}.')
     if isinstance(value, Contains):
         if not isinstance(value.text, str) or not value.text.strip(): raise InputError(f'{column}: Contains needs a text.')
-        return column, 'contains', value.text.strip().casefold()
+        return column, 'contains', value.text.strip().lower()
     if isinstance(value, tuple):
         ends = [o for o in value if isinstance(o, Real) and o == o]
         if len(value) != 2 or not ends or len(ends)+value.count(None) != 2: raise InputError(f'{column}: a range is a pair of numbers, such as (10, 50), (None, 50) or (10, None), not {value!r}.')
@@ -103,7 +103,7 @@ def fits(
 ) -> np.ndarray: # bool, one for each of `values`
     "Which values satisfy a condition. What is no number is in no range."
     if kind == 'one of': return np.isin(np.asarray(values, dtype=object), np.asarray(wanted, dtype=object))
-    if kind == 'contains': return np.array([wanted in o.casefold() for o in values], dtype=bool)
+    if kind == 'contains': return np.array([wanted in o.lower() for o in values], dtype=bool)
     numbers = _numbers(values)
     return (numbers >= wanted[0]) & (numbers <= wanted[1])
 
@@ -290,19 +290,32 @@ class Searcher:
         where: dict|None=None, # Conditions, as for `read_where`: {'category': 'Dresses', 'price': (10, 50)}
         offset: int=0,         # Skip so many of the best: the second page of 5 begins at 5
         collapse: bool=False,  # Show one of several near-identical products
+        hybrid: bool=False,    # Rank by the words of the names as well; needs an index with full text, such as a `LanceStore`
     ) -> pd.DataFrame: # rank (from 1), image, display name, category, clip_score (100 * cosine), then the table's other columns
         "The products that fit best. Raises InputError for an empty query, a bad picture, an unknown column or name, or a top_k below 1."
         top_k, offset = _whole('top_k', top_k, 1), _whole('offset', offset, 0)
         vector = self._vector(query, image, like, image_weight, without)[None]
-        if like is None and not collapse: found = self.index.nearest(vector, top_k, where, offset)[0]
-        else: found = self._chosen(vector, top_k+offset, where, like, collapse).iloc[offset:]
+        if hybrid and not _words(query): raise InputError('hybrid needs words.')
+        if like is None and not collapse and not hybrid: found = self.index.nearest(vector, top_k, where, offset)[0]
+        else: found = self._chosen(vector, top_k+offset, where, like, collapse, _words(query) if hybrid else '').iloc[offset:]
         return _ranked(found, offset)
 
-    def _chosen(self, vector, wanted, where, like, collapse):
+    def _fused(self, vector, words, n, where):
+        "The best n by the ranks among the pictures and among the names, the first 1,000 of each."
+        if not hasattr(self.index, 'match'): raise InputError('hybrid needs an index with full text, such as a LanceStore.')
+        found, matches = self.index.nearest(vector, 1000, where)[0], self.index.match(words, 1000, where)
+        more = self.index.table_of([o for o in matches if o not in set(found['image'])])
+        found = pd.concat([found, with_scores(more, self.index.vectors(more['image']) @ vector[0])], ignore_index=True)
+        by_picture = np.where(found.index < len(found)-len(more), 1/(61+found.index), 0)
+        by_name = found['image'].map({o: 1/(61+i) for i, o in enumerate(matches)}).fillna(0)
+        by_name = by_name.to_numpy(float)
+        return found.iloc[np.lexsort((-by_name, -by_picture-by_name))[:n]]     # of two that are first in one list each, the one that was named
+
+    def _chosen(self, vector, wanted, where, like, collapse, words=''):
         "The best products without the one asked about and without near-identical ones; looks further down until there are enough."
         n = wanted+1
         while True:
-            found = self.index.nearest(vector, n, where)[0]
+            found = self._fused(vector, words, n, where) if words else self.index.nearest(vector, n, where)[0]
             kept = found[found['image'] != like]
             if collapse: kept = kept[distinct(self.index.vectors(kept['image']), self.index.vectors([like])[0] if like else None)]
             if len(kept) >= wanted or len(found) < n: return kept[:wanted]
