@@ -188,7 +188,7 @@ body[data-jp-theme-light=false] .cf-page { color-scheme: dark; }
   color: var(--fg); font: 14px/1.4 var(--jp-ui-font-family, system-ui, sans-serif); container-type: inline-size; padding: 4px 6px 16px; overflow: visible; }
 .cf-page .cf-row { gap: 10px; align-items: center; flex-flow: row wrap; overflow: visible; }
 .cf-page .cf-columns { gap: 28px; align-items: flex-start; flex-flow: row wrap; overflow: visible; margin-top: 14px; }
-.cf-page .cf-side { flex: 0 0 200px; overflow: visible; }
+.cf-page .cf-side { flex: 0 0 200px; width: 200px; min-width: 0; overflow: visible; } .cf-page .cf-side .widget-box { overflow: visible; min-width: 0; }
 .cf-page .cf-main { flex: 1 1 380px; min-width: 0; overflow: visible; }
 .cf-page .widget-text, .cf-page .widget-dropdown, .cf-page .widget-upload, .cf-page .widget-button, .cf-page .widget-checkbox, .cf-page .widget-toggle-button { margin: 0; height: auto; }
 .cf-page input[type=text], .cf-page select, .cf-page .jupyter-button { height: 36px; border: 1px solid var(--line); border-radius: 18px; background-color: var(--bg); color: var(--fg);
@@ -216,15 +216,17 @@ SIDE_CSS = '''
 .cf-page .cf-facet { margin-bottom: 18px; overflow: visible; }
 .cf-page .cf-facet .jupyter-button.cf-head { border: 0; background: none; padding: 0; font-weight: 600; text-align: left; height: 30px; line-height: 30px; width: 100%; color: var(--fg); border-radius: 4px; }
 .cf-page .cf-facet .jupyter-button.cf-head i { float: right; line-height: 30px; color: var(--soft); margin: 0; }
-.cf-page .cf-facet .widget-checkbox { width: 100%; min-height: 28px; }
+.cf-page .cf-facet .widget-checkbox { width: 100%; min-width: 0; min-height: 28px; } .cf-page .cf-facet .widget-label-basic { min-width: 0; }
 .cf-page .cf-facet .widget-label-basic { width: 100%; display: flex; align-items: center; min-height: 28px; color: var(--fg); font-size: 14px; }
-.cf-page .cf-facet .widget-label-basic > span { flex: 1; display: flex; min-width: 0; }
-.cf-page .cf-facet .cf-value { flex: 1; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; } .cf-page .cf-facet .cf-count { color: var(--soft); padding-left: 6px; font-variant-numeric: tabular-nums; }
+.cf-page .cf-facet .widget-label-basic > span { flex: 1; min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; line-height: 28px; }
+.cf-page .cf-facet .cf-ticks { flex: 1; min-width: 0; } .cf-page .cf-facet .cf-ticks .widget-checkbox { height: 28px; }
+.cf-page .cf-facet .cf-counts { flex: none; margin: 0; } .cf-page .cf-facet .cf-counts .widget-html-content { color: var(--soft); text-align: right; line-height: 28px; padding-left: 8px; font-size: 14px; font-variant-numeric: tabular-nums; }
 .cf-page .cf-facet .widget-text { width: 100%; margin-bottom: 4px; } .cf-page .cf-facet input[type=text] { height: 30px; font-size: 13px; border-radius: 15px; padding: 0 12px; }
 .cf-page .cf-facet .widget-hslider, .cf-page .cf-mix.widget-hslider { width: 100%; margin: 0; height: 32px; color: var(--fg); } .cf-page .cf-mix.widget-hslider { width: 250px; }
-.cf-page .widget-readout { color: var(--soft); min-width: 0; } .cf-page .noUi-connect { background: var(--brand); }
+.cf-page .widget-readout { color: var(--soft); min-width: 0; border: 0; box-shadow: none; font-size: 13px; } .cf-page .cf-facet .widget-html b { line-height: 30px; }
+.cf-page .cf-facet .widget-html { margin: 0; } .cf-page .cf-facet .slider-container { margin-left: 8px; } .cf-page .noUi-connect { background: var(--brand); }
 .cf-page .cf-label { color: var(--soft); font-size: 13px; }
-@container (max-width: 660px) { .cf-page .cf-side { flex: 1 1 100%; display: grid; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); gap: 0 24px; } }
+@container (max-width: 660px) { .cf-page .cf-side { flex: 1 1 100%; width: 100%; display: grid; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); gap: 0 24px; } }
 '''
 
 # %% ../nbs/06_cards.ipynb #fb903fd4
