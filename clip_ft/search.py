@@ -4,24 +4,30 @@
 
 # %% auto #0
 __all__ = ['top_rows', 'search_products', 'Contains', 'read_where', 'fits', 'ExactIndex', 'with_scores', 'distinct', 'Searcher',
-           'plot_results', 'results_table', 'search_main', 'prompt']
+           'plot_results', 'results_table', 'parse_where', 'search_main', 'prompt']
 
 # %% ../nbs/05_search.ipynb #8b34539a
 import io
+import json
+import re
+import sys
 import textwrap
 import warnings
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from numbers import Real
 from pathlib import Path
+from unicodedata import east_asian_width
 
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from matplotlib.figure import Figure
 
-from .data import InputError, Paths, atomic_write, catalogue_folder, command_parser, console_script, image_folder, new_figure, open_image, picture_problem
+from .data import InputError, Paths, atomic_write, catalogue_folder, command_parser, console_script, image_folder, natural, new_figure, open_image, picture_problem
 from .embedding import embed_catalogue, embed_main, load_embeddings, save_embeddings
 from .model import embed_images, embed_texts, load_model, model_id
 from .training import demo_run
@@ -83,7 +89,7 @@ def _read_condition(column, value, columns):
     if column not in columns: raise InputError(f'There is no column {column!r} to filter by; there are {", ".join(map(str, columns))}.')
     if isinstance(value, Contains):
         if not isinstance(value.text, str) or not value.text.strip(): raise InputError(f'{column}: Contains needs a text.')
-        return column, 'contains', value.text.strip().casefold()
+        return column, 'contains', value.text.strip().lower()
     if isinstance(value, tuple):
         ends = [o for o in value if isinstance(o, Real) and o == o]
         if len(value) != 2 or not ends or len(ends)+value.count(None) != 2: raise InputError(f'{column}: a range is a pair of numbers, such as (10, 50), (None, 50) or (10, None), not {value!r}.')
@@ -103,7 +109,7 @@ def fits(
 ) -> np.ndarray: # bool, one for each of `values`
     "Which values satisfy a condition. What is no number is in no range."
     if kind == 'one of': return np.isin(np.asarray(values, dtype=object), np.asarray(wanted, dtype=object))
-    if kind == 'contains': return np.array([wanted in o.casefold() for o in values], dtype=bool)
+    if kind == 'contains': return np.array([wanted in o.lower() for o in values], dtype=bool)
     numbers = _numbers(values)
     return (numbers >= wanted[0]) & (numbers <= wanted[1])
 
@@ -137,67 +143,53 @@ class ExactIndex:
         masks = (fits(values, kind, wanted)[codes] for kind, wanted, (codes, values) in ((kind, wanted, self.codes(column)) for column, kind, wanted in conditions))
         return np.flatnonzero(np.logical_and.reduce(list(masks)))
 
-    def top(self,
-        vectors: np.ndarray,   # float32 [Q, D], rows of length 1
-        top_k: int,            # How many; more than there are gives all
-        where: dict|None=None, # As for `read_where`
-    ) -> list: # For each query (row numbers, scores float32), best first, equal scores in the order of the rows
-        "The best rows for each query."
-        conditions = read_where(where, self.dataframe.columns)
-        rows = self.rows_where(conditions) if conditions else None
-        few = rows is not None and 4*len(rows) < len(self)       # only these are read; else all are, since reading in order is quicker
-        gallery = self.embeddings[rows] if few else self.embeddings
-        if len(vectors) < 8:
-            found = [np.vecdot(gallery, o) for o in vectors]
-            if rows is not None and not few: found = [o[rows] for o in found]
-            best = [(o, top_rows(o, top_k)) for o in found]
-            return [(o if rows is None else rows[o], scores[o]) for scores, o in best]
-        return [o for i in range(0, len(vectors), 128) for o in self._top_of_many(gallery, vectors[i:i+128], top_k, rows, few)]
-
-    def _top_of_many(self, gallery, vectors, top_k, rows, few):
-        "`top` for up to 128 queries, by way of a matrix product."
-        if not len(gallery) or rows is not None and not len(rows): return [(np.zeros(0, np.int64), np.zeros(0, np.float32))]*len(vectors)
-        with torch.inference_mode():
-            scores = torch.from_numpy(vectors) @ torch.from_numpy(gallery).T
-            if rows is not None and not few: scores = scores[:, torch.from_numpy(rows)]
-            least = scores.topk(min(top_k, scores.shape[1]), dim=1).values[:, -1:].numpy()-1e-5
-        return [self._decide(near if rows is None else rows[near], o, top_k) for o, near in zip(vectors, (np.flatnonzero(a >= b) for a, b in zip(scores.numpy(), least)))]
-
-    def _decide(self, rows, vector, top_k):
-        "The best of some rows."
-        scores = np.vecdot(self.embeddings[rows], vector)
-        best = top_rows(scores, top_k)
-        return rows[best], scores[best]
-
-    def nearest(self,
-        vectors: np.ndarray,   # float32 [Q, D], rows of length 1
-        top_k: int,            # How many; more than there are gives all
-        where: dict|None=None, # As for `read_where`
-        offset: int=0,         # Skip so many of the best
-    ) -> list: # For each query the products, best first, as a DataFrame with a column `clip_score`
-        "The products that are nearest to each query."
-        found = [(rows[offset:], scores[offset:]) for rows, scores in self.top(vectors, offset+top_k, where)]
-        table = self.dataframe.iloc[np.concatenate([o for o, _ in found])] if found else None
-        ends = np.cumsum([len(o) for o, _ in found])
-        return [with_scores(table.iloc[end-len(scores):end], scores) for end, (_, scores) in zip(ends, found)]
-
     @cached_property
     def _row_of(self): return {o: i for i, o in reversed(list(enumerate(self.dataframe['image'])))}
-
-    def vectors(self,
-        images, # Names of pictures
-    ) -> np.ndarray: # float32 [len(images), D]
-        "The vectors of pictures. Raises InputError for a name that isn't there."
-        try: rows = [self._row_of[o] for o in images]
-        except (KeyError, TypeError): raise InputError(f'There is no picture {next(o for o in images if not isinstance(o, str) or o not in self._row_of)!r} in the catalogue.') from None
-        return self.embeddings[rows]
 
     @cached_property
     def sample(self):
         "The vectors of at most 2,048 products, evenly spread, float32."
         return np.asarray(self.embeddings[::max(1, -(-len(self)//2048))])
 
+# %% ../nbs/05_search.ipynb #1b05c057
+@patch
+def top(self:ExactIndex,
+    vectors: np.ndarray,   # float32 [Q, D], rows of length 1
+    top_k: int,            # How many; more than there are gives all
+    where: dict|None=None, # As for `read_where`
+) -> list: # For each query (row numbers, scores float32), best first, equal scores in the order of the rows
+    "The best rows for each query."
+    conditions = read_where(where, self.dataframe.columns)
+    rows = self.rows_where(conditions) if conditions else None
+    few = rows is not None and 4*len(rows) < len(self)       # only these are read; else all are, since reading in order is quicker
+    gallery = self.embeddings[rows] if few else self.embeddings
+    if len(vectors) < 8:
+        found = [np.vecdot(gallery, o) for o in vectors]
+        if rows is not None and not few: found = [o[rows] for o in found]
+        best = [(o, top_rows(o, top_k)) for o in found]
+        return [(o if rows is None else rows[o], scores[o]) for scores, o in best]
+    return [o for i in range(0, len(vectors), 128) for o in self._top_of_many(gallery, vectors[i:i+128], top_k, rows, few)]
 
+
+@patch
+def _top_of_many(self:ExactIndex, gallery, vectors, top_k, rows, few):
+    "`top` for up to 128 queries, by way of a matrix product."
+    if not len(gallery) or rows is not None and not len(rows): return [(np.zeros(0, np.int64), np.zeros(0, np.float32))]*len(vectors)
+    with torch.inference_mode():
+        scores = torch.from_numpy(vectors) @ torch.from_numpy(gallery).T
+        if rows is not None and not few: scores = scores[:, torch.from_numpy(rows)]
+        least = scores.topk(min(top_k, scores.shape[1]), dim=1).values[:, -1:].numpy()-1e-5
+    return [self._decide(near if rows is None else rows[near], o, top_k) for o, near in zip(vectors, (np.flatnonzero(a >= b) for a, b in zip(scores.numpy(), least)))]
+
+
+@patch
+def _decide(self:ExactIndex, rows, vector, top_k):
+    "The best of some rows."
+    scores = np.vecdot(self.embeddings[rows], vector)
+    best = top_rows(scores, top_k)
+    return rows[best], scores[best]
+
+# %% ../nbs/05_search.ipynb #9cf69551
 def with_scores(
     table: pd.DataFrame, # Products, best first
     scores: np.ndarray,  # Their cosines
@@ -206,6 +198,30 @@ def with_scores(
     table = table.drop(columns=['clip_score'], errors='ignore').reset_index(drop=True)
     table.insert(sum(o in table for o in ('image', 'display name', 'category')), 'clip_score', 100*scores)
     return table
+
+
+@patch
+def nearest(self:ExactIndex,
+    vectors: np.ndarray,   # float32 [Q, D], rows of length 1
+    top_k: int,            # How many; more than there are gives all
+    where: dict|None=None, # As for `read_where`
+    offset: int=0,         # Skip so many of the best
+) -> list: # For each query the products, best first, as a DataFrame with a column `clip_score`
+    "The products that are nearest to each query."
+    found = [(rows[offset:], scores[offset:]) for rows, scores in self.top(vectors, offset+top_k, where)]
+    table = self.dataframe.iloc[np.concatenate([o for o, _ in found])] if found else None
+    ends = np.cumsum([len(o) for o, _ in found])
+    return [with_scores(table.iloc[end-len(scores):end], scores) for end, (_, scores) in zip(ends, found)]
+
+
+@patch
+def vectors(self:ExactIndex,
+    images, # Names of pictures
+) -> np.ndarray: # float32 [len(images), D]
+    "The vectors of pictures. Raises InputError for a name that isn't there."
+    try: rows = [self._row_of[o] for o in images]
+    except (KeyError, TypeError): raise InputError(f'There is no picture {next(o for o in images if not isinstance(o, str) or o not in self._row_of)!r} in the catalogue.') from None
+    return self.embeddings[rows]
 
 # %% ../nbs/05_search.ipynb #5950bac6
 def distinct(
@@ -265,59 +281,21 @@ class Searcher:
         "How much the cosines of a vector differ over the catalogue."
         return max((self.index.sample @ vector).std(), 1e-6) if len(self) > 1 else 1
 
-    def _vector(self, query, image, like, image_weight, without):
-        "One vector of length 1 for all that is wanted."
-        if image is not None and like is not None: raise InputError('Give image or like, not both.')
-        if not isinstance(image_weight, Real) or not 0 <= image_weight <= 1: raise InputError(f'image_weight is a share from 0 to 1, not {image_weight}.')
-        words, unwanted = (_words(o) for o in (query, without))
-        picture = self._embed_picture(image) if image is not None else self.index.vectors([like])[0] if like is not None else None
-        if not words and picture is None: raise InputError('The query is empty: type a few words, such as "blue jeans", or give a picture.')
-        parts = [(o, w) for o, w in ((self.embed_query(words) if words else None, 1-image_weight), (picture, image_weight)) if o is not None]
-        if len(parts) == 1: parts = [(parts[0][0], 1)]
-        if unwanted: parts.append((self.embed_query(unwanted), -.3))
-        if len(parts) == 1: return parts[0][0]
-        vector = sum(w*o/self._spread(o) for o, w in parts)
-        return (vector/max(np.linalg.norm(vector), 1e-9)).astype(np.float32)
-
-    def search(self,
-        query: str='',         # What to look for, in words; may be empty if there is a picture
-        top_k: int=5,          # How many products
-        *,
-        image=None,            # A picture to search by: path, PIL image or bytes
-        like: str|None=None,   # Name of a picture of the catalogue: more like this one, which is itself left out
-        image_weight: float=.5, # Share of the picture where words and picture are both given, 0-1
-        without: str='',       # What is not wanted, in words
-        where: dict|None=None, # Conditions, as for `read_where`: {'category': 'Dresses', 'price': (10, 50)}
-        offset: int=0,         # Skip so many of the best: the second page of 5 begins at 5
-        collapse: bool=False,  # Show one of several near-identical products
-    ) -> pd.DataFrame: # rank (from 1), image, display name, category, clip_score (100 * cosine), then the table's other columns
-        "The products that fit best. Raises InputError for an empty query, a bad picture, an unknown column or name, or a top_k below 1."
-        top_k, offset = _whole('top_k', top_k, 1), _whole('offset', offset, 0)
-        vector = self._vector(query, image, like, image_weight, without)[None]
-        if like is None and not collapse: found = self.index.nearest(vector, top_k, where, offset)[0]
-        else: found = self._chosen(vector, top_k+offset, where, like, collapse).iloc[offset:]
-        return _ranked(found, offset)
-
-    def _chosen(self, vector, wanted, where, like, collapse):
-        "The best products without the one asked about and without near-identical ones; looks further down until there are enough."
-        n = wanted+1
-        while True:
-            found = self.index.nearest(vector, n, where)[0]
-            kept = found[found['image'] != like]
-            if collapse: kept = kept[distinct(self.index.vectors(kept['image']), self.index.vectors([like])[0] if like else None)]
-            if len(kept) >= wanted or len(found) < n: return kept[:wanted]
-            n *= 2
-
-    def search_many(self,
-        queries,               # What to look for, a text each
-        top_k: int=5,          # How many products for each
-        where: dict|None=None, # As for `search`
-    ) -> list: # A DataFrame for each query, as from `search`
-        "Many searches by words at once: one pass through the model, one matrix product."
-        top_k, words = _whole('top_k', top_k, 1), [_words(o) for o in queries]
-        if not all(words): raise InputError(f'Query {words.index("")+1} of {len(words)} is empty.')
-        if not words: return []
-        return [_ranked(o) for o in self.index.nearest(embed_texts(self.model, self.processor, words), top_k, where)]
+# %% ../nbs/05_search.ipynb #d327ab5d
+@patch
+def _vector(self:Searcher, query, image, like, image_weight, without):
+    "One vector of length 1 for all that is wanted."
+    if image is not None and like is not None: raise InputError('Give image or like, not both.')
+    if not isinstance(image_weight, Real) or not 0 <= image_weight <= 1: raise InputError(f'image_weight is a share from 0 to 1, not {image_weight}.')
+    words, unwanted = (_words(o) for o in (query, without))
+    picture = self._embed_picture(image) if image is not None else self.index.vectors([like])[0] if like is not None else None
+    if not words and picture is None: raise InputError('The query is empty: type a few words, such as "blue jeans", or give a picture.')
+    parts = [(o, w) for o, w in ((self.embed_query(words) if words else None, 1-image_weight), (picture, image_weight)) if o is not None]
+    if len(parts) == 1: parts = [(parts[0][0], 1)]
+    if unwanted: parts.append((self.embed_query(unwanted), -.3))
+    if len(parts) == 1: return parts[0][0]
+    vector = sum(w*o/self._spread(o) for o, w in parts)
+    return (vector/max(np.linalg.norm(vector), 1e-9)).astype(np.float32)
 
 
 def _words(text):
@@ -335,6 +313,67 @@ def _ranked(found, offset=0):
     found = found.drop(columns=['rank'], errors='ignore').reset_index(drop=True)
     found.insert(0, 'rank', np.arange(offset+1, offset+1+len(found)))
     return found
+
+# %% ../nbs/05_search.ipynb #3ca1366b
+@patch
+def _fused(self:Searcher, vector, words, n, where):
+    "The best n by the ranks among the pictures and among the names, the first 1,000 of each."
+    if not hasattr(self.index, 'match'): raise InputError('hybrid needs an index with full text, such as a LanceStore.')
+    found, matches = self.index.nearest(vector, 1000, where)[0], self.index.match(words, 1000, where)
+    more = self.index.table_of([o for o in matches if o not in set(found['image'])])
+    found = pd.concat([found, with_scores(more, self.index.vectors(more['image']) @ vector[0])], ignore_index=True)
+    by_picture = np.where(found.index < len(found)-len(more), 1/(61+found.index), 0)
+    by_name = found['image'].map({o: 1/(61+i) for i, o in enumerate(matches)}).fillna(0)
+    by_name = by_name.to_numpy(float)
+    return found.iloc[np.lexsort((-by_name, -by_picture-by_name))[:n]]     # of two that are first in one list each, the one that was named
+
+
+@patch
+def _chosen(self:Searcher, vector, wanted, where, like, collapse, words=''):
+    "The best products without the one asked about and without near-identical ones; looks further down until there are enough."
+    n = wanted+1
+    while True:
+        found = self._fused(vector, words, n, where) if words else self.index.nearest(vector, n, where)[0]
+        kept = found[found['image'] != like]
+        if collapse: kept = kept[distinct(self.index.vectors(kept['image']), self.index.vectors([like])[0] if like else None)]
+        if len(kept) >= wanted or len(found) < n: return kept[:wanted]
+        n *= 2
+
+# %% ../nbs/05_search.ipynb #19859f30
+@patch
+def search(self:Searcher,
+    query: str='',         # What to look for, in words; may be empty if there is a picture
+    top_k: int=5,          # How many products
+    *,
+    image=None,            # A picture to search by: path, PIL image or bytes
+    like: str|None=None,   # Name of a picture of the catalogue: more like this one, which is itself left out
+    image_weight: float=.5, # Share of the picture where words and picture are both given, 0-1
+    without: str='',       # What is not wanted, in words
+    where: dict|None=None, # Conditions, as for `read_where`: {'category': 'Dresses', 'price': (10, 50)}
+    offset: int=0,         # Skip so many of the best: the second page of 5 begins at 5
+    collapse: bool=False,  # Show one of several near-identical products
+    hybrid: bool=False,    # Rank by the words of the names as well; needs an index with full text, such as a `LanceStore`
+) -> pd.DataFrame: # rank (from 1), image, display name, category, clip_score (100 * cosine), then the table's other columns
+    "The products that fit best. Raises InputError for an empty query, a bad picture, an unknown column or name, or a top_k below 1."
+    top_k, offset = _whole('top_k', top_k, 1), _whole('offset', offset, 0)
+    vector = self._vector(query, image, like, image_weight, without)[None]
+    if hybrid and not _words(query): raise InputError('hybrid needs words.')
+    if like is None and not collapse and not hybrid: found = self.index.nearest(vector, top_k, where, offset)[0]
+    else: found = self._chosen(vector, top_k+offset, where, like, collapse, _words(query) if hybrid else '').iloc[offset:]
+    return _ranked(found, offset)
+
+
+@patch
+def search_many(self:Searcher,
+    queries,               # What to look for, a text each
+    top_k: int=5,          # How many products for each
+    where: dict|None=None, # As for `search`
+) -> list: # A DataFrame for each query, as from `search`
+    "Many searches by words at once: one pass through the model, one matrix product."
+    top_k, words = _whole('top_k', top_k, 1), [_words(o) for o in queries]
+    if not all(words): raise InputError(f'Query {words.index("")+1} of {len(words)} is empty.')
+    if not words: return []
+    return [_ranked(o) for o in self.index.nearest(embed_texts(self.model, self.processor, words), top_k, where)]
 
 # %% ../nbs/05_search.ipynb #2383445b
 def plot_results(
@@ -365,49 +404,113 @@ def _literal(text):
 warnings.filterwarnings('ignore', 'Glyph .* missing from', UserWarning)   # an emoji in a query is drawn as a box, and that says enough
 
 # %% ../nbs/05_search.ipynb #70d1c05d
+def _plain(text): return ''.join(o if o.isprintable() else ' ' for o in str(text))
+
+def _columns(text): return sum(1+(east_asian_width(o) in 'WF') for o in text)   # a Chinese character is two columns wide
+
+def _fit(text, width):
+    "Text in exactly so many columns of a terminal."
+    text = _plain(text)
+    if _columns(text) > width:
+        while _columns(text) >= width: text = text[:-1]
+        text += '…'
+    return text+' '*(width-_columns(text))
+
+
 def results_table(
-    results: pd.DataFrame, # From `search_products`
-    width: int=44,         # Longest name, in characters
+    results: pd.DataFrame, # From `Searcher.search` or `search_products`
+    width: int=80,         # Columns of the terminal; the names are cut to fit
 ) -> str:
-    "Results as text of at most 80 columns or so."
-    shown = results[[o for o in ('clip_score', 'display name', 'category', 'image') if o in results]]
-    short = shown.assign(**{o: shown[o].map(lambda v: ''.join(c if c.isprintable() else ' ' for c in v)[:width]) for o in shown if o != 'clip_score'})
-    return short.to_string(index=False, float_format='{:.2f}'.format)
+    "Results as text."
+    if not len(results): return 'No product matches.'
+    shown = {o: [o.replace('clip_score', 'score'), *(f'{v:.2f}' if o == 'clip_score' else _plain(v) for v in results[o])]
+             for o in ('rank', 'clip_score', 'display name', 'category', 'image') if o in results}
+    wide = {o: min(max(map(_columns, v)), dict(category=18, image=24).get(o, width)) for o, v in shown.items()}
+    if 'display name' in wide: wide['display name'] = min(wide['display name'], max(12, width-sum(v+2 for o, v in wide.items() if o != 'display name')))
+    return '\n'.join('  '.join(v[i].rjust(wide[o]) if o in ('rank', 'clip_score') else _fit(v[i], wide[o]) for o, v in shown.items()).rstrip() for i in range(len(results)+1))
+
+# %% ../nbs/05_search.ipynb #d9c2b81a
+def parse_where(
+    texts, # Conditions as typed
+) -> dict: # As for `read_where`
+    "Conditions of the command line. Raises InputError for one that can't be read."
+    where = {}
+    for text in texts or ():
+        found = re.fullmatch(r'([^=~<>]+)(>=|<=|=|~)(.*)', text, re.DOTALL)
+        if not found: raise InputError(f'--where {text!r}: a condition is column=value, column~text, column>=number or column<=number.')
+        column, kind, value = found[1].strip(), found[2], found[3].strip()
+        if kind == '~': new = Contains(value)
+        elif kind == '=': new = [*where.get(column, []), value] if isinstance(where.get(column, []), list) else None
+        else:
+            try: number = float(value)
+            except ValueError: raise InputError(f'--where {text!r}: {value!r} is not a number.') from None
+            low, high = where.get(column, (None, None)) if isinstance(where.get(column, ()), tuple) else (None, None)
+            new = (number, high) if kind == '>=' else (low, number)
+        if column in where and type(new) is not type(where[column]) or column in where and kind == '~': raise InputError(f'--where {text!r}: there is another kind of condition for {column!r} already.')
+        where[column] = new
+    return where
 
 # %% ../nbs/05_search.ipynb #28635391
 @console_script
 def search_main(argv=None):
-    "clip_ft_search: find products by words."
-    parser = command_parser('Find products by words, among the pictures that clip_ft_embed has embedded.')
-    parser.add_argument('query', nargs='?', help='what to look for, in quotes; without it you are asked')
+    "clip_ft_search: find products by words, by a picture, or by both."
+    parser = command_parser('Find products by words or by a picture, among the pictures that clip_ft_embed has embedded.')
+    parser.add_argument('query', nargs='?', help='what to look for, in quotes; without it, and without a picture, you are asked')
+    parser.add_argument('--image', metavar='FILE', help='a picture to search by, alone or beside the words')
+    parser.add_argument('--like', metavar='NAME', help='more like this picture of the catalogue')
+    parser.add_argument('--image-weight', type=float, default=.5, help='share of the picture where words are given as well, 0 to 1')
+    parser.add_argument('--not', dest='without', metavar='WORDS', default='', help='what is not wanted')
+    parser.add_argument('--where', action='append', metavar='CONDITION', help='only products with category=Dresses, price>=10 or "display name~silk"; may be repeated, the same column with = means one of these')
     parser.add_argument('--top-k', type=int, default=5, help='how many products to show')
+    parser.add_argument('--offset', type=natural, default=0, help='skip so many of the best')
+    parser.add_argument('--collapse', action='store_true', help='show one of several near-identical products')
+    parser.add_argument('--json', action='store_true', help='print the results as JSON, with all columns')
+    parser.add_argument('--save-grid', metavar='FILE', default=None, help='also save the pictures as one PNG')
     parser.add_argument('--model', default=None, help='name on the hub or folder of the model that made the embeddings; checkpoints/best_model below --root if not given')
-    parser.add_argument('--save-grid', metavar='FILE', default=None, help='also save the pictures as one PNG; needs a query')
     parser.add_argument('--device', default=None, help='cuda, cuda:1, mps or cpu; the fastest there is if not given')
     args = parser.parse_args(argv)
+    asked = args.query is not None or args.image or args.like
     if args.top_k < 1: raise InputError(f'--top-k must be at least 1, not {args.top_k}.')
     if args.query is not None and not args.query.strip(): raise InputError('The query is empty: type a few words, such as "blue jeans".')
-    if args.save_grid and args.query is None: raise InputError('--save-grid needs a query.')
+    if not asked and (args.save_grid or args.json): raise InputError('--save-grid and --json need a query or a picture.')
+    options = dict(image_weight=args.image_weight, without=args.without, where=parse_where(args.where), offset=args.offset, collapse=args.collapse)
     paths = Paths(args.root)
     data = load_embeddings(paths.embeddings)
+    read_where(options['where'], ['image', *data['dataframe'].columns])     # what is wrong with it is said before a model is loaded
     image_dir = image_folder(catalogue_folder(paths), data['dataframe'])
     searcher = Searcher(*load_model(args.model or paths.best_model, args.device), data, image_dir)
-    if args.query is None: return prompt(searcher, args.top_k)
-    results = searcher.search(args.query, args.top_k)
-    print(results_table(results), f'\n\nThe pictures are in {image_dir}')
+    if not asked: return prompt(searcher, args.top_k, paths.root/'.search_history', **options)
+    results = searcher.search(args.query or '', args.top_k, image=args.image, like=args.like, **options)
+    print(results.to_json(orient='records', force_ascii=False, indent=1) if args.json else f'{results_table(results)}\n\nThe pictures are in {image_dir}')
     if args.save_grid:
-        with atomic_write(args.save_grid) as tmp: plot_results(results, image_dir, args.query).savefig(tmp, dpi=100, format='png')
-        print(f'Saved as a picture: {args.save_grid}')
+        with atomic_write(args.save_grid) as tmp: plot_results(results, image_dir, args.query or 'like the picture').savefig(tmp, dpi=100, format='png')
+        print(f'Saved as a picture: {args.save_grid}', file=sys.stderr if args.json else sys.stdout)
 
 
 def prompt(
     searcher: Searcher, # What to search
     top_k: int=5,       # How many products to show
+    history=None,       # File that keeps what was typed, for the arrow keys; None: none
+    **options,          # Of `Searcher.search`
 ):
     "Ask for queries and answer them, until an empty line or the end of the input."
-    print(f'{len(searcher)} products. Type what you are looking for; an empty line ends.')
+    print(f'{len(searcher):,} products. Type what you are looking for; an empty line ends.')
+    line = _line_editor(history)
     while True:
         try: query = input('search> ')
         except EOFError: query = ''
-        if not query.strip(): return print()
-        print(results_table(searcher.search(query, top_k)), '\n')
+        if not query.strip(): break
+        try: print(results_table(searcher.search(query, top_k, **options)), '\n')
+        except InputError as e: print(e)
+    if line: line.write_history_file(history)
+    print()
+
+
+def _line_editor(history):
+    "Python's readline with what was typed before, if somebody sits at a terminal; else None."
+    if history is None or not sys.stdin.isatty(): return None
+    with suppress(ImportError):                 # Windows has none
+        import readline
+        with suppress(OSError): readline.read_history_file(history)
+        readline.set_history_length(500)
+        return readline

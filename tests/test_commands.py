@@ -14,7 +14,8 @@ from conftest import BIN, command, start
 from clip_ft.data import get_data_main, preprocess_main
 from clip_ft.evaluation import evaluate_main
 from clip_ft.model import load_model, save_model, tiny_model
-from clip_ft.search import embed_main, search_main
+from clip_ft.embedding import embed_main
+from clip_ft.search import search_main
 from clip_ft.training import train_main
 
 def test_the_whole_path(shop):

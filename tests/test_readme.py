@@ -10,7 +10,8 @@ import pytest
 from clip_ft.data import get_data_main, preprocess_main
 from clip_ft.evaluation import evaluate_main
 from clip_ft.model import save_model, tiny_model
-from clip_ft.search import embed_main, search_main
+from clip_ft.embedding import embed_main
+from clip_ft.search import search_main
 from clip_ft.training import train_main
 
 README = (Path(__file__).parent.parent/'README.md').read_text(encoding='utf-8')

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
 from clip_ft.data import Paths
 from clip_ft.evaluation import evaluate_main
 from clip_ft.model import save_model, tiny_model
-from clip_ft.search import embed_main, search_main
+from clip_ft.embedding import embed_main, load_embeddings, save_embeddings
+from clip_ft.search import plot_results, search_main
 
 
 class Bomb:
@@ -31,7 +33,7 @@ def test_odd_queries_are_answered(shop, run, tmp_path, query):
 
 
 @pytest.mark.parametrize('args, message', [(('  \n ',), 'empty'), (('',), 'empty'), (('jeans', '--top-k', '0'), 'at least 1'), (('jeans', '--top-k', '-3'), 'at least 1'),
-    (('jeans', '--top-k', 'all'), 'invalid int'), (('--save-grid', 'x.png'), 'needs a query'), (('jeans', '--model', 'no/such/folder'), 'no/such/folder')])
+    (('jeans', '--top-k', 'all'), 'invalid int'), (('--save-grid', 'x.png'), 'need a query'), (('jeans', '--model', 'no/such/folder'), 'no/such/folder')])
 def test_queries_that_are_none(shop, run, args, message):
     before = files(shop[0])
     assert message in run(search_main, '--root', shop[0], *args, refused=True)
@@ -81,7 +83,7 @@ def test_a_pickle_bomb_as_a_checkpoint(copied_shop, run, tmp_path, write):
     assert not (tmp_path/'ran').exists() and files(copied_shop)[paths.embeddings] == before[paths.embeddings]
 
 
-@pytest.mark.parametrize('kind', ['objects', 'bomb in a member', 'zip bomb', 'half', 'text', 'empty', 'foreign'])
+@pytest.mark.parametrize('kind', ['objects', 'bomb in a member', 'zip bomb', 'half', 'text', 'empty', 'beyond', 'foreign'])
 def test_embeddings_that_mean_harm_or_nothing(copied_shop, run, tmp_path, kind):
     path = Paths(copied_shop).embeddings
     with np.load(path) as f: arrays = dict(f)
@@ -93,8 +95,38 @@ def test_embeddings_that_mean_harm_or_nothing(copied_shop, run, tmp_path, kind):
     if kind == 'half': path.write_bytes(path.read_bytes()[:5000])
     if kind == 'text': path.write_text('hello')
     if kind == 'empty': path.write_bytes(b'')
+    if kind == 'beyond': path.write_bytes(path.read_bytes().replace(b"'shape': (", b"'shape': (9", 1))
     if kind == 'foreign': np.savez(path, vectors=np.eye(3))
     before = files(copied_shop)
     if kind == 'bomb in a member': assert '.jpg' in run(search_main, 'jeans', '--root', copied_shop)   # a member that nobody asked for isn't opened
     else: assert 'image_embeddings.npz' in run(search_main, 'jeans', '--root', copied_shop, refused=True)
     assert files(copied_shop) == before and not (tmp_path/'ran').exists()
+
+
+@pytest.mark.parametrize('args, message', [(('--where', "category=x' OR '1'='1"), None), (('--where', "category' OR '1'='1=x"), 'no column'), (('--where', 'category~.*'), None), (('--where', '__class__=x'), 'no column'),
+    (('--where', 'category>=1); DROP TABLE products'), 'is not a number'), (('--like', '../split/train.csv'), 'no picture'), (('--image', '/etc/passwd'), 'not a picture'), (('--image', '.'), 'missing')])
+def test_conditions_and_pictures_that_mean_harm(shop, run, args, message):
+    before = files(shop[0])
+    if message: assert message in run(search_main, 'jeans', '--root', shop[0], *args, refused=True)
+    else: assert run(search_main, 'jeans', '--root', shop[0], *args).startswith('No product matches.')
+    assert files(shop[0]) == before
+
+
+def test_query_pictures_are_checked(shop, run, tmp_path):
+    picture = next((shop[0]/'data/extracted/data').glob('*.jpg')).read_bytes()
+    (tmp_path/'cut.jpg').write_bytes(picture[:len(picture)//2])
+    Image.new('1', (20_000, 20_000)).save(tmp_path/'large.png')
+    for name, message in (('cut.jpg', 'cannot be decoded'), ('large.png', 'too large')): assert message in run(search_main, '--image', tmp_path/name, '--root', shop[0], refused=True)
+
+
+def test_pictures_stay_inside_the_folder(copied_shop, run):
+    "An embeddings file from somebody else names files elsewhere: they are not opened."
+    paths = Paths(copied_shop)
+    data = load_embeddings(paths.embeddings)
+    Image.new('RGB', (50, 50)).save(copied_shop/'secret.png')
+    names = ['../../../secret.png', str(copied_shop/'secret.png'), *data['image_names'][2:]]
+    save_embeddings(paths.embeddings, np.array(data['embeddings']), names, data['dataframe'].assign(image=names), data['model_id'])
+    shown = run(search_main, 'jeans', '--root', copied_shop, '--top-k', 1000)
+    assert 'secret.png' in shown
+    axes = plot_results(data['dataframe'].head(3).assign(image=names[:3], clip_score=1.), copied_shop/'data/extracted/data').axes
+    assert [len(o.images) for o in axes[:3]] == [0, 0, 1]
