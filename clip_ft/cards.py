@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['HIDDEN', 'PAGE_CSS', 'SIDE_CSS', 'CARD_CSS', 'PANE_CSS', 'PANE_JS', 'thumbnail', 'Thumbnails', 'button', 'picture',
-           'shown', 'card', 'grid', 'moves', 'side_by_side', 'details', 'message', 'chip', 'Pane']
+           'shown', 'label', 'card', 'grid', 'side_by_side', 'details', 'message', 'chip', 'Pane']
 
 # %% ../nbs/06_cards.ipynb #39c54915
+import re
 from base64 import b64encode
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -93,6 +94,14 @@ def shown(
     return '' if value is None or value != value else f'{value:g}' if isinstance(value, float) else str(value)
 
 
+def label(
+    column, # Name of a column, such as 'baseColour'
+) -> str:   # Such as 'Base colour'
+    "A column's name, for people."
+    words = re.sub(r'(?<=[a-z])(?=[A-Z])|_', ' ', str(column)).strip()
+    return words[:1].upper()+words[1:].lower()
+
+
 def card(
     row: dict,       # A row of the results: image, display name, category, clip_score
     jpeg,            # Its small picture, or None
@@ -123,16 +132,6 @@ def grid(
     return f'<div class="cf-grid" data-words="{escape(words)}">{"".join(cards)}</div>'
 
 
-def moves(
-    before: pd.DataFrame, # Results
-    after: pd.DataFrame,  # Results of the same query from another model
-) -> dict: # Image name -> 'new', or how many places up or down, such as '↑ 3'
-    "What changed between two lists of results, told for the second."
-    old = {o: i for i, o in enumerate(before['image'])}
-    steps = {o: old[o]-i if o in old else None for i, o in enumerate(after['image'])}
-    return {o: 'new' if n is None else f'↑ {n}' if n > 0 else f'↓ {-n}' for o, n in steps.items() if n != 0}
-
-
 def side_by_side(
     pages: dict, # Title -> HTML
 ) -> str: # HTML
@@ -151,7 +150,7 @@ def details(
     name, score = shown(row.get('display name')) or shown(row['image']), row.get('clip_score')
     facts = {k: shown(v) for k, v in row.items() if k not in HIDDEN and shown(v)} | {'picture': shown(row['image'])}
     if score is not None and score == score: facts = {'CLIP score': f'{score:.2f}'} | facts
-    facts = ''.join(f'<dt>{escape(str(k))}</dt><dd>{escape(v)}</dd>' for k, v in facts.items())
+    facts = ''.join(f'<dt>{escape(k if k == "CLIP score" else label(k))}</dt><dd>{escape(v)}</dd>' for k, v in facts.items())
     text = shown(row.get('description')) or shown(row.get('full_text'))
     sorry = f'<p class="cf-soft">{escape(problem)}. Put the file back, or run clip_ft_preprocess and clip_ft_embed, which leave such products out.</p>' if problem else ''
     return (f'<div class="cf-large">{picture(jpeg, name)}{sorry}</div><div class="cf-about"><h2>{escape(name)}</h2><dl>{facts}</dl>'

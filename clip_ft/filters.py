@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
+from .cards import label
 from .data import InputError
 
 # %% ../nbs/06_filters.ipynb #fd472972
@@ -86,9 +87,9 @@ class FacetBox(W.VBox):
         many: int=30,   # Values shown at most
     ):
         self.column, self.changed, self.few, self.many, self.chosen, self.counts, self.filling = column, changed, few, many, [], {}, False
-        self.head = W.ToggleButton(value=not shut, description=column.capitalize(), tooltip=f'Show or hide the filter {column}')
+        self.head = W.ToggleButton(value=not shut, description=label(column), tooltip=f'Show or hide the filter {label(column)}')
         self.head.add_class('cf-head')
-        self.narrow = W.Text(placeholder=f'Find {column}'); self.more = W.Button(tooltip='Show more or fewer values'); self.more.add_class('cf-plain')
+        self.narrow = W.Text(placeholder=f'Find {label(column).lower()}'); self.more = W.Button(tooltip='Show more or fewer values'); self.more.add_class('cf-plain')
         self.boxes, self.all = [], False
         self.ticks, self.numbers, self.body = W.VBox().add_class('cf-ticks'), W.HTML().add_class('cf-counts'), W.VBox()
         self.rows = W.HBox([self.ticks, self.numbers]).add_class('cf-rows')
@@ -147,7 +148,7 @@ class Filters(W.VBox):
             kind, step = (W.IntRangeSlider, 1) if whole else (W.FloatRangeSlider, (most-least)/100)
             self.of[o] = kind(value=(least, most), min=least, max=most, step=step, continuous_update=False, tooltip=f'Least and most {o}')
             self.of[o].observe(lambda _: self.told(), 'value')
-        ranges = [W.VBox([W.HTML(f'<b>{escape(o.capitalize())}</b>'), self.of[o]]).add_class('cf-facet') for o in facets.numbers]
+        ranges = [W.VBox([W.HTML(f'<b>{escape(label(o))}</b>'), self.of[o]]).add_class('cf-facet') for o in facets.numbers]
         super().__init__([*(self.of[o] for o in facets.values), *ranges])
         self.add_class('cf-side')
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import ipywidgets as W
 from fastcore.basics import patch
 
-from .cards import Pane, Thumbnails, button, chip, details, grid, message, moves, side_by_side, thumbnail
+from .cards import Pane, Thumbnails, button, chip, details, grid, label, message, side_by_side, thumbnail
 from .data import InputError, Paths, atomic_write, picture_problem
 from .filters import Facets, Filters
 from .model import model_id
-from .page import History, Latest, Query, examples, find, loosen
+from .page import History, Latest, Query, examples, find, loosen, moves
 from .search import Searcher, embed_catalogue, plot_results
 from .training import demo_run
 
@@ -58,7 +58,7 @@ def _inputs(self: SearchWidget, top_k):
     self.mix = W.HBox([W.Label('Words').add_class('cf-label'), self.weight, W.Label('Picture').add_class('cf-label')]).add_class('cf-row')
     self.bar = W.HBox([self.back, self.forward, self.query, self.without, self.upload]).add_class('cf-row')
     orders = [('Best match', 'best'), ('Name, A to Z', 'name')]
-    for o in self.facets.numbers: orders += [(f'{o.capitalize()}, low to high', f'{o} up'), (f'{o.capitalize()}, high to low', f'{o} down')]
+    for o in self.facets.numbers: orders += [(f'{label(o)}, low to high', f'{o} up'), (f'{label(o)}, high to low', f'{o} down')]
     self.sort = W.Dropdown(options=orders, tooltip='Order of the products')
     self.top_k = W.Dropdown(options=[(f'Show {o}', o) for o in sorted({12, 24, 48, 96, top_k})], value=top_k, tooltip='How many products to show')
     self.collapse = W.ToggleButton(description='Hide look-alikes', tooltip='Show only one of products that look almost the same')
@@ -171,7 +171,7 @@ def painted(self: SearchWidget, query, results):
 def nothing(self: SearchWidget, query):
     "What to say when nothing was found."
     gains = loosen(self.facets, query.where)
-    buttons = [button('drop', o, escape(f'Without the filter {o}: {n:,} products'), 'cf-chip') for o, n in gains.items()]
+    buttons = [button('drop', o, escape(f'Without the filter {label(o)}: {n:,} products'), 'cf-chip') for o, n in gains.items()]
     if query.where and not self.facets.mask(query.where).any():
         return message('No product passes all filters', 'Drop one of them:' if gains else 'Any two of them exclude each other:', [*buttons, button('unfilter', '', 'Drop all filters')])
     return message('Nothing was found', 'Try other words, fewer filters, or one of these:', [chip(o, 'words', o, drops=False) for o in examples(self.facets)])
@@ -187,7 +187,7 @@ def chips(self: SearchWidget, query):
         found.append(chip(f'Like {name}', 'drop', 'like', self.thumbnails([query.like])[0]))
     for column, wanted in query.where.items():
         text = f'{wanted[0]:g} to {wanted[1]:g}' if column in self.facets.numbers else ', '.join(wanted)
-        found.append(chip(f'{column}: {text}', 'drop', column))
+        found.append(chip(f'{label(column)}: {text}', 'drop', column))
     if query.without.strip() and not query.blank: found.append(chip(f'not {query.without.strip()}', 'drop', 'without'))
     if found: found.append(button('clear', '', 'Clear all', 'cf-chip'))
     return f'<div class="cf-chips cf-examples">{"".join(found)}</div>' if found else ''
