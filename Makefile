@@ -7,7 +7,7 @@ DEMO := runs/demo
 export OMP_WAIT_POLICY = passive
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo lab app test docs-check notebooks clean-notebooks hooks clean
+.PHONY: demo lab app screenshot test docs-check notebooks clean-notebooks hooks clean
 
 # The environment, made again when a pin or a requirement changes; a broken install leaves no stamp, so the next make repairs it.
 .venv/ready: settings.ini setup.py constraints.txt
@@ -53,6 +53,10 @@ notebooks: .venv/ready
 clean-notebooks: .venv/ready
 	$(BIN)/nbdev_clean
 	$(BIN)/python .ci/clean_notebooks.py
+
+# The picture of the search page that README.md shows; needs Chromium.
+screenshot: .venv/ready
+	$(BIN)/python .ci/screenshot.py
 
 # Once in a clone: clean notebooks at each commit, and merge them sensibly.
 hooks: .venv/ready

@@ -333,7 +333,7 @@ def test_widths_and_themes(site):
     for theme in ('light', 'dark') if site.kind == 'lab' else ('light',):
         if theme == 'dark':
             site.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
-            site.wait_for_selector('body[data-jp-theme-light=false]')
+            site.wait_for_selector('body[data-jp-theme-light=false]', state='attached')
             site.wait_for_timeout(500)
         poor = {k: round(v, 1) for k, v in site.evaluate(CONTRAST).items() if v < 4.5}
         assert not poor, f'{theme}: too little contrast: {poor}'
