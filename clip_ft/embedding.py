@@ -28,7 +28,6 @@ from tqdm.auto import tqdm
 from .data import InputError, Paths, atomic_write, catalogue_folder, command_parser, console_script, image_folder, load_split, picture_problem
 from .dataset import Geometry, read_pixels
 from .model import default_device, embed_images, embedding_size, load_model, model_device, model_id
-from .training import demo_run
 
 # %% ../nbs/05_embedding.ipynb #96da3523
 def save_embeddings(
@@ -180,7 +179,7 @@ def embed_blocks(
                 yield digests, vectors, problems
         finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/05_embedding.ipynb #a9ceded8
+# %% ../nbs/05_embedding.ipynb #2c75692d
 SHARD = 512   # Products in a shard: some seconds of work, 77 MB of pixels
 
 def _read_shard(path, names):
@@ -212,7 +211,7 @@ def embed_shards(
         if shard is not None and shard['digests'].tolist() == digests and all(digests): continue
         with atomic_write(path) as tmp: np.savez(tmp, digests=np.array(digests), vectors=vectors, problems=np.array(problems))
 
-
+# %% ../nbs/05_embedding.ipynb #a9ceded8
 def embed_catalogue(
     model,        # A model of two towers
     processor,    # Its processor

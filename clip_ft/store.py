@@ -19,11 +19,10 @@ from lancedb.expr import col, lit
 from lancedb.index import FTS, Bitmap, BTree, IvfSq
 from lancedb.query import FullTextOperator, MatchQuery
 
-from .data import InputError, Paths, catalogue_folder, image_folder, load_split, open_image
-from .embedding import SHARD, embed_blocks, embed_catalogue, load_embeddings
-from .model import embed_texts, embedding_size, model_id
-from .search import Contains, ExactIndex, Searcher, plot_results, read_where, with_scores
-from .training import demo_run
+from .data import InputError
+from .embedding import SHARD, embed_blocks
+from .exact import read_where, with_scores
+from .model import model_id
 
 # %% ../nbs/05_store.ipynb #a44b16bd
 def where_sql(
@@ -84,25 +83,6 @@ class LanceStore:
         "Some columns of some products, as an arrow table."
         return self._must_exist().search().where(where_sql((('image', 'one of', tuple(images)),))).select(['image', *columns]).limit(len(images)).to_arrow()
 
-    def vectors(self,
-        images, # Names of pictures
-    ) -> np.ndarray: # float32 [len(images), D]
-        "The vectors of pictures. Raises InputError for a name that isn't there."
-        images = list(images)
-        wrong = [o for o in images if not isinstance(o, str)]
-        found = self._rows(images, ['vector']) if images and not wrong else None
-        have = {} if found is None else dict(zip(found['image'].to_pylist(), _matrix(found['vector'])))
-        missing = wrong or [o for o in images if o not in have]
-        if missing: raise InputError(f'There is no picture {missing[0]!r} in the catalogue.')
-        return np.stack([have[o] for o in images]) if images else np.zeros((0, self._size), np.float32)
-
-    def table_of(self,
-        images, # Names of pictures that are there
-    ) -> pd.DataFrame: # Their products, in this order
-        "Products by the names of their pictures."
-        images = list(images)
-        return _frame(self._rows(images, self.columns[1:]).select(self.columns)).set_index('image', drop=False).loc[images].reset_index(drop=True)
-
     @property
     def _size(self): return self._must_exist().schema.field('vector').type.list_size
 
@@ -112,41 +92,68 @@ class LanceStore:
         n = len(self)
         return _matrix(self._must_exist().take_offsets(list(range(0, n, max(1, -(-n//2048))))).select(['vector']).to_arrow()['vector'])
 
-    def nearest(self,
-        vectors: np.ndarray,   # float32 [Q, D], rows of length 1
-        top_k: int,            # How many; more than there are gives all
-        where: dict|None=None, # As for `read_where`
-        offset: int=0,         # Skip so many of the best
-    ) -> list: # For each query the products, best first, as a DataFrame with a column `clip_score`
-        "The products that are nearest to each query."
-        table, sql, found = self._must_exist(), where_sql(read_where(where, self.columns)), []
-        for vector in vectors:
-            query = table.search(vector).distance_type('cosine').select([*self.columns, '_distance']).limit(top_k).offset(offset)
-            query = query.minimum_nprobes(PROBES).maximum_nprobes(0).refine_factor(REFINE)
-            if sql: query = query.where(sql, prefilter=True)
-            rows = query.to_arrow()
-            found.append(with_scores(_frame(rows.drop_columns('_distance')), 1-rows['_distance'].to_numpy()))
-        return found
-
-    def match(self,
-        words: str,            # Words of a name, a brand, a code
-        top_k: int,            # How many products at most
-        where: dict|None=None, # As for `read_where`
-    ) -> list: # Names of pictures, the best match first
-        "The products whose display names have all of the words, or, if none has, some of them; by BM25."
-        sql = where_sql(read_where(where, self.columns))
-        for operator in (FullTextOperator.AND, FullTextOperator.OR):
-            query = self._must_exist().search(MatchQuery(words, column='display name', operator=operator)).select(['image', '_score']).limit(top_k)
-            found = (query.where(sql, prefilter=True) if sql else query).to_arrow()['image'].to_pylist()
-            if found: return found
-        return []
-
-
-PROBES = 20   # Lists of the index that a query looks into, at least
-REFINE = 10   # So many times top_k candidates are computed again from the full vectors
 
 def _matrix(column): return column.combine_chunks().flatten().to_numpy().astype(np.float32).reshape(len(column), column.type.list_size)
 def _frame(table): return table.to_pandas().fillna('').astype(str)
+
+# %% ../nbs/05_store.ipynb #ce81e858
+@patch
+def vectors(self:LanceStore,
+    images, # Names of pictures
+) -> np.ndarray: # float32 [len(images), D]
+    "The vectors of pictures. Raises InputError for a name that isn't there."
+    images = list(images)
+    wrong = [o for o in images if not isinstance(o, str)]
+    found = self._rows(images, ['vector']) if images and not wrong else None
+    have = {} if found is None else dict(zip(found['image'].to_pylist(), _matrix(found['vector'])))
+    missing = wrong or [o for o in images if o not in have]
+    if missing: raise InputError(f'There is no picture {missing[0]!r} in the catalogue.')
+    return np.stack([have[o] for o in images]) if images else np.zeros((0, self._size), np.float32)
+
+
+@patch
+def table_of(self:LanceStore,
+    images, # Names of pictures that are there
+) -> pd.DataFrame: # Their products, in this order
+    "Products by the names of their pictures."
+    images = list(images)
+    return _frame(self._rows(images, self.columns[1:]).select(self.columns)).set_index('image', drop=False).loc[images].reset_index(drop=True)
+
+# %% ../nbs/05_store.ipynb #c582016a
+PROBES = 20   # Lists of the index that a query looks into, at least
+REFINE = 10   # So many times top_k candidates are computed again from the full vectors
+
+@patch
+def nearest(self:LanceStore,
+    vectors: np.ndarray,   # float32 [Q, D], rows of length 1
+    top_k: int,            # How many; more than there are gives all
+    where: dict|None=None, # As for `read_where`
+    offset: int=0,         # Skip so many of the best
+) -> list: # For each query the products, best first, as a DataFrame with a column `clip_score`
+    "The products that are nearest to each query."
+    table, sql, found = self._must_exist(), where_sql(read_where(where, self.columns)), []
+    for vector in vectors:
+        query = table.search(vector).distance_type('cosine').select([*self.columns, '_distance']).limit(top_k).offset(offset)
+        query = query.minimum_nprobes(PROBES).maximum_nprobes(0).refine_factor(REFINE)
+        if sql: query = query.where(sql, prefilter=True)
+        rows = query.to_arrow()
+        found.append(with_scores(_frame(rows.drop_columns('_distance')), 1-rows['_distance'].to_numpy()))
+    return found
+
+
+@patch
+def match(self:LanceStore,
+    words: str,            # Words of a name, a brand, a code
+    top_k: int,            # How many products at most
+    where: dict|None=None, # As for `read_where`
+) -> list: # Names of pictures, the best match first
+    "The products whose display names have all of the words, or, if none has, some of them; by BM25."
+    sql = where_sql(read_where(where, self.columns))
+    for operator in (FullTextOperator.AND, FullTextOperator.OR):
+        query = self._must_exist().search(MatchQuery(words, column='display name', operator=operator)).select(['image', '_score']).limit(top_k)
+        found = (query.where(sql, prefilter=True) if sql else query).to_arrow()['image'].to_pylist()
+        if found: return found
+    return []
 
 # %% ../nbs/05_store.ipynb #868734da
 @patch
