@@ -7,7 +7,7 @@ DEMO := runs/demo
 export OMP_WAIT_POLICY = passive
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo lab test docs-check notebooks clean-notebooks hooks clean
+.PHONY: demo lab app screenshot test docs-check notebooks clean-notebooks hooks clean
 
 # The environment, made again when a pin or a requirement changes; a broken install leaves no stamp, so the next make repairs it.
 .venv/ready: settings.ini setup.py constraints.txt
@@ -31,6 +31,11 @@ DEMO_TRAIN := --epochs 20 --lr 4e-4 --patience 4 --weight-decay 0.1 --texts name
 lab: .venv/ready
 	$(BIN)/jupyter lab $(LAB_FLAGS) nbs/05_search.ipynb
 
+# The search page as a web page, without Jupyter: make app ROOT=my_shop. ROOT is a project's folder; APP_FLAGS takes options of Voila.
+ROOT ?= $(DEMO)
+app: .venv/ready
+	CLIP_FT_ROOT=$(abspath $(ROOT)) $(BIN)/voila $(APP_FLAGS) nbs/app.ipynb
+
 # The cells of all notebooks, in order and in one process, then what can't be a cell; the second even if the first failed.
 test: .venv/ready
 	failed=0; $(BIN)/nbdev_test --n_workers 0 --do_print --timing || failed=1; $(BIN)/python -m pytest -q tests || failed=1; exit $$failed
@@ -48,6 +53,10 @@ notebooks: .venv/ready
 clean-notebooks: .venv/ready
 	$(BIN)/nbdev_clean
 	$(BIN)/python .ci/clean_notebooks.py
+
+# The picture of the search page that README.md shows; needs Chromium.
+screenshot: .venv/ready
+	$(BIN)/python .ci/screenshot.py
 
 # Once in a clone: clean notebooks at each commit, and merge them sensibly.
 hooks: .venv/ready

@@ -24,7 +24,7 @@ setup(
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
     python_requires=">=" + cfg["min_python"],
     install_requires=shlex.split(cfg["requirements"]),
-    extras_require={o: shlex.split(cfg[f"{o}_requirements"]) for o in ("dev", "lora", "store")},
+    extras_require={o: shlex.split(cfg[f"{o}_requirements"]) for o in ("dev", "lora", "store", "app")},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
