@@ -125,13 +125,13 @@ def lighter_train():
 @contextmanager
 def twins_unknown(hide=True):
     "Inside, train() takes each product for one of a kind: in the loss, in the choice of batches and in what it measures. What is set aside is still cut between twins."
-    from clip_ft import training
-    groups, loss = training.twin_groups, training.model_loss
+    from clip_ft import trainer, training
+    groups, loss = training.twin_groups, trainer.model_loss
     if hide:
-        training.twin_groups = lambda products: np.arange(len(products), dtype=np.int64)
-        training.model_loss = lambda model, image_embeds, text_embeds, _=None, rows=slice(None): loss(model, image_embeds, text_embeds, None, rows)
+        trainer.twin_groups = training.twin_groups = lambda products: np.arange(len(products), dtype=np.int64)
+        trainer.model_loss = lambda model, image_embeds, text_embeds, _=None, rows=slice(None): loss(model, image_embeds, text_embeds, None, rows)
     try: yield
-    finally: training.twin_groups, training.model_loss = groups, loss
+    finally: trainer.twin_groups, training.twin_groups, trainer.model_loss = groups, groups, loss
 
 
 def fit(model, processor, products, worlds, config):

@@ -35,7 +35,7 @@ def prepare(args):
 class Watch:
     "Notes when the first optimizer step ended, how long each epoch's steps took, and how wide the texts of each batch were."
     def __init__(self):
-        from clip_ft import training
+        from clip_ft import trainer, training
         from torch.optim.optimizer import register_optimizer_step_post_hook
         self.first, self.epochs, self.widths, self.stages = None, [], [], {}
         self.hook = register_optimizer_step_post_hook(self.after_step)
@@ -52,7 +52,8 @@ class Watch:
             return batch
 
         training.Loop.train_epoch, training.Trainer.inputs = train_epoch, read
-        for name in ("split_products", "run_key", "Trainer", "TextSampler", "to_device", "Gallery", "measure", "save_history", "load_checkpoint"): self.timed(training, name)
+        for name in ("split_products", "run_key", "Trainer", "Gallery", "measure", "save_history", "load_checkpoint"): self.timed(training, name)
+        for name in ("TextSampler", "to_device"): self.timed(trainer, name)
         for owner, name in ((training.PixelCache, "build"), (training.Snapshots, "wait"), (training.Loop, "snapshot")): self.timed(owner, name)
 
     def timed(self, owner, name):

@@ -17,7 +17,7 @@ from PIL import Image
 
 from .data import IMAGE_FORMATS, InputError, is_placeholder, read_table, twin_groups
 from .dataset import ATTRIBUTES, PixelCache, attribute_phrases
-from .metrics import batch_metrics, best_possible, clip_score, mean_metrics, query_metrics, relevant_ranks, top_results, twin_relevance
+from .metrics import batch_accuracy, batch_metrics, best_possible, clip_score, mean_metrics, query_metrics, relevant_ranks, retrieval_metrics, top_results, twin_relevance
 from .model import embed_images, embed_texts
 from .training import image_paths
 

@@ -7,7 +7,8 @@ import torch
 from clip_ft.data import get_data, image_folder, preprocess, Paths
 from clip_ft.dataset import PixelCache, device_batches
 from clip_ft.model import embed_images, embed_texts, plain_weights, tiny_model
-from clip_ft.training import TrainConfig, Trainer, image_paths, train
+from clip_ft.trainer import TrainConfig, Trainer
+from clip_ft.training import image_paths, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 
