@@ -1,6 +1,6 @@
 """All figures of retrieval for 44,441 queries against 44,441 products at 512 dimensions, beside other packages in the same run.
 
-    python benchmarks/metrics.py [--n 44441] [--dim 512] [--peer-queries 500]
+    python benchmarks/metrics.py [--n 44441] [--dim 512] [--peer-queries 200]
 
 Each stands in a process of its own, and its peak memory is that process's. The embeddings are random, of length 1; twins are drawn
 so that a product has one right answer (60 %) or several (up to 200), as in a real catalogue. clip_ft calculates recall, found and
@@ -123,7 +123,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=44_441)
     parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--peer-queries", type=int, default=500)
+    parser.add_argument("--peer-queries", type=int, default=200)
     parser.add_argument("--method", choices=METHODS, help=argparse.SUPPRESS)
     parser.add_argument("--queries", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
