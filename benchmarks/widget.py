@@ -43,7 +43,7 @@ TIMED = '''(words) => new Promise(done => {
 
 class Pool(W.VBox):
     "The plain way: 24 cards of ipywidgets, used again for each query."
-    def __init__(self, searcher, pause=.1):
+    def __init__(self, searcher, pause=.06):
         self.searcher, self.facets, self.thumbnails, self.latest = searcher, Facets(searcher.dataframe), Thumbnails(searcher.image_dir), Latest()
         self.query, self.status = W.Text(placeholder='What are you looking for?'), W.HTML()
         self.cards = [(W.Image(format='jpeg', layout=W.Layout(width='160px', height='160px', object_fit='contain')), W.HTML(), W.Button(description='More like this')) for _ in range(24)]

@@ -193,7 +193,7 @@ body[data-jp-theme-light=false] .cf-page { color-scheme: dark; }
 .cf-page input[type=text], .cf-page select, .cf-page .jupyter-button { height: 36px; border: 1px solid var(--line); border-radius: 18px; background-color: var(--bg); color: var(--fg);
   font: inherit; padding: 0 14px; box-shadow: none; line-height: 34px; }
 .cf-page input[type=text]::placeholder { color: var(--soft); opacity: 1; }
-.cf-page select { padding-right: 30px; } .cf-page .widget-dropdown { width: auto; }
+.cf-page select { padding-right: 30px; background-image: none; appearance: auto; } .cf-page .widget-dropdown { width: auto; }
 .cf-page .widget-upload { font-size: 0 !important; } .cf-page .widget-upload::after { content: 'Search by picture'; font-size: 14px; } .cf-page .widget-upload i { font-size: 14px; margin-right: 8px; }
 .cf-page .jupyter-button { width: auto; overflow: visible; }
 .cf-page .jupyter-button:hover:enabled, .cf-page select:hover, .cf-page input[type=text]:hover { border-color: var(--soft); box-shadow: none; }
@@ -225,7 +225,7 @@ SIDE_CSS = '''
 .cf-page .widget-readout { color: var(--soft); min-width: 0; border: 0; box-shadow: none; font-size: 13px; } .cf-page .cf-facet .widget-html b { line-height: 30px; }
 .cf-page .cf-facet .widget-html { margin: 0; } .cf-page .cf-facet .slider-container { margin-left: 8px; } .cf-page .noUi-connect { background: var(--brand); }
 .cf-page .cf-label { color: var(--soft); font-size: 13px; }
-@container (max-width: 660px) { .cf-page .cf-side { flex: 1 1 100%; width: 100%; display: grid; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); gap: 0 24px; } }
+@container (max-width: 660px) { .cf-page .cf-side { flex: 1 1 100%; width: 100%; display: grid; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); gap: 0 24px; max-height: 230px; overflow-y: auto; padding: 4px; } }
 '''
 
 # %% ../nbs/06_cards.ipynb #fb903fd4

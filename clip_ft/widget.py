@@ -33,7 +33,7 @@ class SearchWidget(W.VBox):
         top_k: int=24,          # How many products to show at first
         columns=None,           # Columns to filter by; None: those that lend themselves to it
         export_dir='exports',   # Folder that exports are written to
-        pause: float=.1,        # A query is searched when nobody has typed for so long, in seconds
+        pause: float=.06,       # A query is searched when nobody has typed for so long, in seconds
     ):
         self.searcher, self.before, self.export_dir, self.pause = searcher, before, Path(export_dir), pause
         self.facets = Facets(searcher.dataframe, columns)
@@ -171,7 +171,7 @@ def painted(self: SearchWidget, query, results):
 def nothing(self: SearchWidget, query):
     "What to say when nothing was found."
     gains = loosen(self.facets, query.where)
-    buttons = [button('drop', o, escape(f'Without the filter {label(o)}: {n:,} products'), 'cf-chip') for o, n in gains.items()]
+    buttons = [button('drop', o, escape(f'Without the filter {label(o)}: {n:,} left'), 'cf-chip') for o, n in gains.items()]
     if query.where and not self.facets.mask(query.where).any():
         return message('No product passes all filters', 'Drop one of them:' if gains else 'Any two of them exclude each other:', [*buttons, button('unfilter', '', 'Drop all filters')])
     return message('Nothing was found', 'Try other words, fewer filters, or one of these:', [chip(o, 'words', o, drops=False) for o in examples(self.facets)])
