@@ -139,7 +139,7 @@ def _top_of_many(self:ExactIndex, gallery, vectors, top_k, rows, few):
     "`top` for up to 128 queries, by way of a matrix product."
     if not len(gallery) or rows is not None and not len(rows): return [(np.zeros(0, np.int64), np.zeros(0, np.float32))]*len(vectors)
     with torch.inference_mode():
-        scores = torch.from_numpy(vectors) @ torch.from_numpy(gallery).T
+        scores = torch.from_numpy(vectors @ gallery.T)       # numpy's product of such shapes is a third faster than torch's
         if rows is not None and not few: scores = scores[:, torch.from_numpy(rows)]
         least = scores.topk(min(top_k, scores.shape[1]), dim=1).values[:, -1:].numpy()-1e-5
     return [self._decide(near if rows is None else rows[near], o, top_k) for o, near in zip(vectors, (np.flatnonzero(a >= b) for a, b in zip(scores.numpy(), least)))]
