@@ -35,25 +35,19 @@ def fresh_gallery(folder):
     return clean_products(read_products(folder), images)[0], images
 
 
-def queries(products):
-    "(texts, the rows that are right, category of each)."
-    from clip_ft.dataset import attribute_phrases
-    phrases = attribute_phrases(products)["colour"]
-    found = phrases.groupby(phrases).indices
-    return list(found), list(found.values()), np.array([products["category"].iloc[o[0]] for o in found.values()])
-
-
 def measure(model, processor, products, images):
     "Name of a figure -> its value for each query that it is about."
+    from clip_ft.evaluation import attribute_queries
     from clip_ft.model import embed_images, embed_texts
     from clip_ft.training import image_paths
-    texts, relevant, categories = queries(products)
-    scores = embed_texts(model, processor, texts) @ embed_images(model, processor, image_paths(products, images), progress=False).T
+    asked = attribute_queries(products, "colour")
+    categories = products["category"].to_numpy()[asked.rows]
+    scores = embed_texts(model, processor, asked.texts) @ embed_images(model, processor, image_paths(products, images), progress=False).T
     top = np.argsort(-scores, axis=1, kind="stable")[:, :5]
     shown = products["category"].to_numpy()[top]
     other = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
     confused = (shown == np.array([other.get(o, "") for o in categories], object)[:, None]).mean(1)
-    right = np.array([np.isin(t, r).sum()/min(5, len(r)) for t, r in zip(top, relevant)])
+    right = np.array([np.isin(t, r).sum()/min(5, len(r)) for t, r in zip(top, asked.relevant)])
     figures = {"precision@5": right, "type@5": (shown == categories[:, None]).mean(1)}
     return figures | {f"confusion {'/'.join(pair)}": confused[np.isin(categories, pair)] for pair in PAIRS}
 

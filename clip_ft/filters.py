@@ -14,12 +14,14 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .cards import label
+from .cards import HIDDEN, label
 from .data import InputError
+from .dataset import ATTRIBUTES
+from .exact import fits
 
 # %% ../nbs/06_filters.ipynb #fd472972
-NO_FACETS = ('image', 'display name', 'description', 'full_text', 'pixel_id', 'id', 'row', 'rank', 'clip_score')
-FIRST = ('category', 'colour', 'color', 'baseColour')
+NO_FACETS = (*HIDDEN, 'id', 'row')
+FIRST = ('category', *ATTRIBUTES['colour'])
 
 class Facets:
     "The columns of a catalogue that it can be filtered by."
@@ -62,7 +64,7 @@ def mask(self: Facets,
         if column in self.numbers: left &= (self.numbers[column] >= wanted[0]) & (self.numbers[column] <= wanted[1])
         else:
             codes, names = self.values[column]
-            left &= np.isin(names, [str(o) for o in wanted])[codes]
+            left &= fits(names, 'one of', [str(o) for o in wanted])[codes]
     return left
 
 
