@@ -203,13 +203,14 @@ def embed_shards(
     blocks = [names[i:i+SHARD] for i in range(0, len(names), SHARD)]
     files = [Path(folder)/f'{i:06}.npz' for i in range(len(blocks))][mine]
     blocks = blocks[mine]
+    found = {}
     def known(i):
-        shard = _read_shard(files[i], blocks[i])
+        shard = found[i] = _read_shard(files[i], blocks[i])
         return {} if shard is None else dict(zip(shard['digests'], shard['vectors']))
-    for path, names, (digests, vectors, problems) in zip(files, blocks, embed_blocks(model, processor, image_dir, blocks, known, progress)):
-        shard = _read_shard(path, names)
+    for i, (digests, vectors, problems) in enumerate(embed_blocks(model, processor, image_dir, blocks, known, progress)):
+        shard = found.pop(i)
         if shard is not None and shard['digests'].tolist() == digests and all(digests): continue
-        with atomic_write(path) as tmp: np.savez(tmp, digests=np.array(digests), vectors=vectors, problems=np.array(problems))
+        with atomic_write(files[i]) as tmp: np.savez(tmp, digests=np.array(digests), vectors=vectors, problems=np.array(problems))
 
 # %% ../nbs/05_embedding.ipynb #a9ceded8
 def embed_catalogue(
