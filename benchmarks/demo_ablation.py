@@ -1,14 +1,16 @@
 """What hard negatives and short texts bring on the demo catalogue: the tiny CLIP trained with and without, measured on products that were drawn anew.
 
-    python benchmarks/demo_ablation.py [--root FOLDER] [--out FOLDER] [--seeds 2] [--only demo hard_negatives full_text]
+    python benchmarks/demo_ablation.py [--root FOLDER] [--out FOLDER] [--seeds 0 1] [--only demo hard_negatives full_text] [--epochs 20]
 
 demo is `demo_config()`; hard_negatives fills its batches with clusters of 8 products that the model confuses; full_text shows
-full texts only, as the recipe does. The gallery is a second demo catalogue of 1,500 products with another seed, of which no
+full texts only, as the recipe does. The gallery is a second demo catalogue of 3,000 products with another seed, of which no
 model has seen anything. Queries are "blue dresses": every combination of colour and category in it; every product that has
 both is right. precision@5: right ones among the first 5 (or among as many as there are); type@5: those of the right category.
-confusion: of the first 5 answers for a category of PAIRS, how many are of the other category of the pair. Means over queries
-with 95 % bootstrap intervals; a query's value is the mean of its seeds. A run prints a line of JSON; a finished run in --out is
-not run again.
+mistaken: of the pictures of a pair of categories that are easily confused, how many fit the phrase with the other category
+("blue nightdress") better than their own ("blue dresses"); 50 % is guessing. Means over queries or pictures with 95 %
+bootstrap intervals; a query's value is the mean of its seeds; the difference to demo is paired. A run prints a line of JSON;
+a finished run in --out is not run again, so that several processes may share the work, each with its own --seeds, once
+--seeds without a number has drawn the catalogues.
 """
 import argparse
 import json
@@ -23,6 +25,7 @@ import numpy as np
 import pandas as pd
 
 PAIRS = (("Dresses", "Nightdress"), ("Skirts", "Shorts"))
+OTHER = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
 VARIANTS = dict(demo={}, hard_negatives=dict(hard_negatives=8), full_text=dict(texts=dict(full_text=1)))
 
 
@@ -30,69 +33,80 @@ def fresh_gallery(folder):
     "A second catalogue: (products, folder of pictures)."
     from clip_ft.data import clean_products, image_folder, read_products
     from clip_ft.demo import draw_catalogue
-    if not (folder/"data.csv").exists(): draw_catalogue(folder, n=1500, seed=1234)
+    if not (folder/"data.csv").exists(): draw_catalogue(folder, n=3000, seed=1234)
     images = image_folder(folder)
     return clean_products(read_products(folder), images)[0], images
 
 
 def measure(model, processor, products, images):
-    "Name of a figure -> its value for each query that it is about."
+    "Name of a figure -> its value for each query or picture that it is about."
+    from clip_ft.dataset import attribute_phrases
     from clip_ft.evaluation import attribute_queries
     from clip_ft.model import embed_images, embed_texts
     from clip_ft.training import image_paths
-    asked = attribute_queries(products, "colour")
-    categories = products["category"].to_numpy()[asked.rows]
-    scores = embed_texts(model, processor, asked.texts) @ embed_images(model, processor, image_paths(products, images), progress=False).T
-    top = np.argsort(-scores, axis=1, kind="stable")[:, :5]
-    shown = products["category"].to_numpy()[top]
-    other = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
-    confused = (shown == np.array([other.get(o, "") for o in categories], object)[:, None]).mean(1)
+    asked, categories = attribute_queries(products, "colour"), products["category"].to_numpy()
+    pictures = embed_images(model, processor, image_paths(products, images), progress=False)
+    top = np.argsort(-(embed_texts(model, processor, asked.texts) @ pictures.T), axis=1, kind="stable")[:, :5]
     right = np.array([np.isin(t, r).sum()/min(5, len(r)) for t, r in zip(top, asked.relevant)])
-    figures = {"precision@5": right, "type@5": (shown == categories[:, None]).mean(1)}
-    return figures | {f"confusion {'/'.join(pair)}": confused[np.isin(categories, pair)] for pair in PAIRS}
+    figures = {"precision@5": right, "type@5": (categories[top] == categories[asked.rows][:, None]).mean(1)}
+    own, other = attribute_phrases(products)["colour"], attribute_phrases(products.assign(category=products["category"].map(OTHER).fillna("")))["colour"]
+    for pair in PAIRS:
+        mine = np.flatnonzero(np.isin(categories, pair))
+        fit, unfit = ((pictures[mine]*embed_texts(model, processor, o.iloc[mine])).sum(1) for o in (own, other))
+        figures[f"mistaken {'/'.join(pair)}"] = (fit < unfit).astype(float)
+    return figures
 
 
-def run(name, seed, root, out):
+def prepare(root):
+    "Draw and split the shop, draw the gallery: (paths, folder, gallery)."
+    from clip_ft.data import Paths, get_data, preprocess
+    paths = Paths(root/"shop")
+    folder = get_data("demo", paths)
+    if not paths.train_csv.exists(): preprocess(paths)
+    return paths, folder, fresh_gallery(root/"fresh")
+
+
+def run(name, seed, root, out, epochs):
     "Train, measure, write down."
-    from clip_ft.data import Paths, get_data, image_folder, load_split, preprocess
-    from clip_ft.model import tiny_model
-    from clip_ft.training import demo_config, train
+    from clip_ft.data import Paths, image_folder, load_split
+    from clip_ft.training import demo_config, open_model, train
     file = out/f"{name}.{seed}.npz"
     if file.exists(): return
-    paths = Paths(root/"shop")
     with redirect_stdout(StringIO()):
-        folder = get_data("demo", paths)
-        if not paths.train_csv.exists(): preprocess(paths)
+        paths, folder, gallery = prepare(root)
         fit, test = load_split(paths)
-        model, processor = tiny_model(fit["full_text"])
+        model, processor = open_model("tiny", fit["full_text"])
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as d:
             here = Paths(d)
             here.pixels = paths.pixels
-            history = train(model, processor, fit, test, image_folder(folder), here, demo_config(seed=42+seed, **VARIANTS[name]))
+            history = train(model, processor, fit, test, image_folder(folder), here, demo_config(epochs=epochs, seed=42+seed, **VARIANTS[name]))
         seconds = time.perf_counter()-start
-        figures = measure(model, processor, *fresh_gallery(root/"fresh"))
+        figures = measure(model, processor, *gallery)
     np.savez(file, **figures)
     print(json.dumps(dict(variant=name, seed=seed, train_seconds=round(seconds), epochs=int(history.epoch.max()), test_recall5=round(float(history[history.kept]["test_recall@5"].iloc[0]), 4), **{k: round(float(v.mean()), 4) for k, v in figures.items()})), flush=True)
 
 
 def table(out, names):
-    "Variant x figure, in per cent, with intervals."
-    rng, rows = np.random.default_rng(0), {}
-    for name in names:
-        files = [np.load(o) for o in sorted(out.glob(f"{name}.*.npz"))]
-        if not files: continue
-        values = {k: np.mean([o[k] for o in files], 0) for k in files[0]}
-        draws = {k: np.percentile(v[rng.integers(0, len(v), (2000, len(v)))].mean(1), [2.5, 97.5]) for k, v in values.items()}
-        rows[f"{name} ({len(files)} seeds)"] = {k: f"{100*v.mean():.1f} ({100*draws[k][0]:.1f} to {100*draws[k][1]:.1f})" for k, v in values.items()}
-    return pd.DataFrame(rows).T
+    "Variant x figure, in per cent, with intervals, and differences to the first variant."
+    rng = np.random.default_rng(0)
+    found = {o: [np.load(f) for f in sorted(out.glob(f"{o}.*.npz"))] for o in names}
+    values = {o: {k: np.mean([f[k] for f in files], 0) for k in files[0]} for o, files in found.items() if files}
+    rows = {f"{o} ({len(found[o])} seeds)": v for o, v in values.items()}
+    first = next(iter(values), None)
+    rows |= {f"{o} - {first}": {k: v[k]-values[first][k] for k in v} for o, v in values.items() if o != first}
+    def percent(v):
+        low, high = np.percentile(v[rng.integers(0, len(v), (2000, len(v)))].mean(1), [2.5, 97.5])
+        return f"{100*v.mean():.1f} ({100*low:.1f} to {100*high:.1f})"
+    return pd.DataFrame({name: {k: percent(v) for k, v in row.items()} for name, row in rows.items()}).T
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, help="a temporary folder if not given")
     parser.add_argument("--out", type=Path, help="where results are kept; below --root if not given")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     args = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"
@@ -100,8 +114,9 @@ def main():
         root = args.root or Path(folder)
         out = args.out or root/"results"
         out.mkdir(parents=True, exist_ok=True)
-        for seed in range(args.seeds):
-            for name in args.only: run(name, seed, root, out)
+        prepare(root)
+        for seed in args.seeds:
+            for name in args.only: run(name, seed, root, out, args.epochs)
         print(table(out, args.only).to_string())
 
 

@@ -13,8 +13,10 @@ import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import reduce
 from hashlib import blake2b
 from io import BytesIO
+from operator import add
 from pathlib import Path
 
 import numpy as np
@@ -275,14 +277,13 @@ class Tokens:
         texts = [str(t) for t in texts]
         self.fixed = 'siglip' in type(processor).__name__.lower()
         self.max_length, self.multiple = min(max_length, tok.model_max_length), multiple
-        enc = tok(texts or [''], padding='max_length' if self.fixed else True, truncation=True, max_length=self.max_length,
-                  return_attention_mask=True, return_tensors='np')
-        ids, mask = enc['input_ids'][:len(texts)], enc['attention_mask'][:len(texts)]
+        enc = tok(texts or [''], padding='max_length' if self.fixed else True, truncation=True, max_length=self.max_length, return_attention_mask=True)
+        ids, mask = (np.array(enc[o], dtype=np.int32)[:len(texts)] for o in ('input_ids', 'attention_mask'))   # a fifth of the time of return_tensors='np'
         self.lengths = torch.from_numpy(mask.sum(1).astype(np.int64))
         if not self.fixed:
             spare = min(-(-ids.shape[1]//multiple)*multiple, self.max_length)-ids.shape[1]
             ids = np.pad(ids, ((0, 0), (0, spare)), constant_values=tok.pad_token_id)
-        self.device, self.ids = torch.device(device), to_device(ids.astype(np.int32), device)
+        self.device, self.ids = torch.device(device), to_device(ids, device)
 
     def __len__(self): return len(self.lengths)
 
@@ -306,8 +307,9 @@ def attribute_phrases(
     columns = {k: next((o for o in names if o in products), None) for k, names in ATTRIBUTES.items()}
     clean = lambda o: products[o].astype(str).str.strip().str.lower()
     words = {k: clean(v) for k, v in columns.items() if v}
-    phrases = {' '.join(o): pd.concat([*(words[k] for k in o), clean('category')], axis=1) for o in PHRASES if all(k in words for k in o)}
-    return {k: v.agg(' '.join, axis=1).str.split().str.join(' ') for k, v in phrases.items()}
+    category = clean('category')
+    phrases = {' '.join(o): reduce(add, (words[k]+' ' for k in o))+category for o in PHRASES if all(k in words for k in o)}
+    return {k: v.str.split().str.join(' ') for k, v in phrases.items()}
 
 
 def product_texts(
