@@ -3,11 +3,13 @@
     python benchmarks/pixel_cache.py FOLDER [--size 224] [--pictures 8000]
 
 FOLDER holds JPEGs. Each measurement runs in a process of its own, after one that reads every file once, so that all find the
-files in the page cache. Memory is the highest resident set of the process above what it was before the work began; the part
+files in the page cache. "decoding alone" throws the pixels away: in a process a core it is what the cores can do, in threads it
+is what Python's lock lets through. Memory is the highest resident set of the process above what it was before the work began; the part
 of it that is a file's pages (RssFile) can be dropped by the system at any time.
 """
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import subprocess
@@ -15,6 +17,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 
@@ -33,6 +36,8 @@ def work(how, photos, size, folder):
     if how == "PixelCache.build, one thread": return len(PixelCache.build(photos, size, Path(folder)/"one", workers=1))
     if how == "decoding alone, all threads":
         with ThreadPoolExecutor(os.cpu_count()) as pool: return sum(1 for _ in pool.map(lambda p: read_pixels(p, Geometry(size)), photos))
+    if how == "decoding alone, a process a core":
+        with multiprocessing.Pool(os.cpu_count()) as pool: return sum(pool.imap_unordered(partial(decode, size), [photos[i:i+32] for i in range(0, len(photos), 32)]))
     from PIL import Image
     from transformers import CLIPImageProcessor
     processor = CLIPImageProcessor(size=dict(shortest_edge=size), crop_size=dict(height=size, width=size))
@@ -40,6 +45,11 @@ def work(how, photos, size, folder):
         with Image.open(path) as im: return processor(im, return_tensors="np")["pixel_values"][0]
     if how == "transformers' processor, one thread": return sum(1 for p in photos if one(p) is not None)
     with ThreadPoolExecutor(os.cpu_count()) as pool: return sum(1 for _ in pool.map(one, photos))
+
+
+def decode(size, photos):
+    from clip_ft.dataset import Geometry, read_pixels
+    return sum(read_pixels(o, Geometry(size)) is not None for o in photos)
 
 
 def measure(how, photos, size, folder):
@@ -65,7 +75,7 @@ def main():
     print(json.dumps(dict(machine=platform.processor() or platform.machine(), cores=os.cpu_count(), python=platform.python_version(), size=args.size, mean_kB=round(sum(p.stat().st_size for p in photos)/len(photos)/1e3, 1))))
     for p in photos: p.read_bytes()
     with tempfile.TemporaryDirectory() as cache:
-        for how in ("decoding alone, all threads", "PixelCache.build", "PixelCache.build again", "PixelCache.build, one thread",
+        for how in ("decoding alone, a process a core", "decoding alone, all threads", "PixelCache.build", "PixelCache.build again", "PixelCache.build, one thread",
                     "transformers' processor, one thread", "transformers' processor, all threads"):
             out = subprocess.run([sys.executable, "-W", "ignore", __file__, str(args.folder), "--size", str(args.size), "--pictures", str(args.pictures), "--how", how, "--cache", cache],
                 capture_output=True, text=True)

@@ -8,12 +8,10 @@ __all__ = ['SHARD', 'save_embeddings', 'load_embeddings', 'read_picture', 'embed
 
 # %% ../nbs/05_embedding.ipynb #26a47ebd
 import json
-import os
 import shutil
 import struct
 import zipfile
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from hashlib import blake2b
 from io import BytesIO
@@ -25,7 +23,7 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from .data import InputError, Paths, atomic_write, catalogue_folder, command_parser, console_script, image_folder, load_split, picture_problem
+from .data import InputError, Paths, atomic_write, catalogue_folder, command_parser, console_script, decoders, image_folder, load_split, picture_problem
 from .dataset import Geometry, read_pixels
 from .model import default_device, embed_images, embedding_size, load_model, model_device, model_id
 
@@ -160,17 +158,17 @@ def embed_blocks(
     progress=True,   # Show pictures a second, and the time left
 ): # Yields for each block (fingerprints, '' where a picture can't be used; float32 [n, D], zeros there; problems, '' where there is none)
     "Embed pictures block by block; what is decoded and what is embedded overlap."
-    geometry, known, jobs, size = Geometry.of(processor), known or (lambda i: {}), deque(), embedding_size(model)
-    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool, tqdm(total=sum(map(len, blocks)), desc='Embedding pictures', unit='picture', disable=not progress) as bar:
+    geometry, known, jobs, size, total = Geometry.of(processor), known or (lambda i: {}), deque(), embedding_size(model), sum(map(len, blocks))
+    with decoders(total) as pool, tqdm(total=total, desc='Embedding pictures', unit='picture', disable=not progress) as bar:
         try:
             for i in range(len(blocks)+1):
                 if i < len(blocks):
                     have = known(i)
-                    jobs.append((have, [pool.submit(read_picture, image_dir, o, geometry, have) for o in blocks[i]]))
+                    jobs.append((have, [pool.submit(_read_chunk, image_dir, blocks[i][j:j+8], geometry, set(have)) for j in range(0, len(blocks[i]), 8)]))
                 if i == 0 and blocks: continue
                 if not jobs: return
                 have, futures = jobs.popleft()
-                digests, pixels, problems = map(list, zip(*(o.result() for o in futures)))
+                digests, pixels, problems = map(list, zip(*(found for o in futures for found in o.result())))
                 vectors, new = np.zeros((len(digests), size), np.float32), [j for j, o in enumerate(pixels) if o is not None]
                 if new: vectors[new] = embed_images(model, processor, torch.from_numpy(np.stack([pixels[j] for j in new])), progress=False)
                 for j, digest in enumerate(digests):
@@ -178,6 +176,9 @@ def embed_blocks(
                 bar.update(len(digests))
                 yield digests, vectors, problems
         finally: pool.shutdown(cancel_futures=True)
+
+
+def _read_chunk(image_dir, names, geometry, known): return [read_picture(image_dir, o, geometry, known) for o in names]
 
 # %% ../nbs/05_embedding.ipynb #2c75692d
 SHARD = 512   # Products in a shard: some seconds of work, 77 MB of pixels
