@@ -161,9 +161,9 @@ def top(self:ExactIndex,
     "The best rows for each query."
     conditions = read_where(where, self.dataframe.columns)
     rows = self.rows_where(conditions) if conditions else None
-    few = rows is not None and (12 if len(vectors) < 8 else 4)*len(rows) < len(self)     # only these are read; else all are, since reading in order is quicker
+    few = rows is not None and (12 if len(vectors) < 16 else 4)*len(rows) < len(self)     # only these are read; else all are, since reading in order is quicker
     gallery = self.embeddings[rows] if few else self.embeddings
-    if len(vectors) < 8: return [self._top_of_one(gallery, o, top_k, rows, few) for o in vectors]
+    if len(vectors) < 16: return [self._top_of_one(gallery, o, top_k, rows, few) for o in vectors]
     return [o for i in range(0, len(vectors), 128) for o in self._top_of_many(gallery, vectors[i:i+128], top_k, rows, few)]
 
 
