@@ -354,10 +354,10 @@ def draw(found, path):
     from matplotlib.figure import Figure
     fig = Figure(figsize=(5.2, 4), layout="constrained")
     ax = fig.subplots()
-    for (name, o), colour in zip(found.items(), ("tab:gray", "tab:blue")):
+    for (name, o), colour, beside in zip(found.items(), ("tab:gray", "tab:blue"), ((-15, -10), (4, 3))):
         x, y = ([100*p[f"test {side}"] for p in o["points"]] for side in ("elsewhere", "home"))
         ax.plot(x, y, ".-", color=colour, label=name)
-        for p, a, b in zip(o["points"], x, y): ax.annotate(f"{p['alpha']:g}", (a, b), xytext=(4, 3), textcoords="offset points", fontsize=7, color=colour)
+        for p, a, b in zip(o["points"], x, y): ax.annotate(f"{p['alpha']:g}", (a, b), xytext=beside, textcoords="offset points", fontsize=7, color=colour)
         i = ALPHAS.index(o["alpha"])
         ax.plot(x[i], y[i], "o", color=colour, fillstyle="none", markersize=12)
     ax.set(xlabel="elsewhere: Recall@5 of names, %", ylabel="home: Recall@5 of names, %", title="Weights between before (0) and after (1) fine-tuning")
@@ -404,8 +404,8 @@ def main():
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no run later than this, counted from the start")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these variants: before, recipe, combined, an addition, or combined-ADDITION")
     parser.add_argument("--combine", nargs="+", choices=ADDITIONS, metavar="ADDITION", default=["twins", "texts", "hard_negatives", "batch"], help="what `combined` adds to the recipe")
-    parser.add_argument("--pretrain-epochs", type=int, default=10)
-    parser.add_argument("--pretrain-batch", type=int, default=512)
+    parser.add_argument("--pretrain-epochs", type=int, default=40)
+    parser.add_argument("--pretrain-batch", type=int, default=256)
     parser.add_argument("--pretrain-lr", type=float, default=1e-3)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=64)

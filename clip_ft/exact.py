@@ -106,6 +106,7 @@ class ExactIndex:
         "The vectors, float32 [N, D]. Raises InputError if they are not of length 1."
         vectors = np.asarray(self.stored, dtype=np.float32)     # a memory map of float32 stays one
         if not (np.abs(np.vecdot(vectors, vectors)-1) < .01).all(): raise InputError('The embeddings are damaged: not all vectors are of length 1. Make them again (clip_ft_embed).')
+        if self.stored.dtype == np.float16: vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)     # rounding has changed the lengths a little, and with them the order
         return vectors
 
     @cached_property

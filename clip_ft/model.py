@@ -151,11 +151,14 @@ def save_model(
 
 # %% ../nbs/02_model.ipynb #fdae1de5
 def half_precision(
-    device: torch.device, # Where the model is
+    model, # A model of two towers
 ): # (dtype of autocast or None, whether gradients need scaling)
-    "The 16-bit type to train in."
-    if device.type != 'cuda': return None, False
-    return (torch.bfloat16, False) if torch.cuda.is_bf16_supported(including_emulation=False) else (torch.float16, True)
+    "The 16-bit type to train in, where the model is."
+    device = model_device(model).type
+    if device == 'cuda': return (torch.bfloat16, False) if torch.cuda.is_bf16_supported(including_emulation=False) else (torch.float16, True)
+    able = getattr(torch.cpu, 'get_capabilities', dict)()      # older versions of torch can't tell
+    large = sum(p.numel() for p in model.parameters()) > 4_000_000
+    return (torch.bfloat16 if device == 'cpu' and large and (able.get('avx512_bf16') or able.get('amx_bf16')) else None), False
 
 # %% ../nbs/02_model.ipynb #7634f81a
 def _unit(features): return F.normalize(getattr(features, 'pooler_output', features).float(), dim=-1)

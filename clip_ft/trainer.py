@@ -92,7 +92,7 @@ class Trainer:
         self.size = min(config.batch_size, n)//self.world
         if self.size*self.world < 2 or config.batch_size % self.world: raise InputError(f'A batch of {min(config.batch_size, n)} products cannot be shared by {self.world} processes.')
         cuda = self.device.type == 'cuda'
-        self.dtype, scale = half_precision(self.device)
+        self.dtype, scale = half_precision(model)
         self.pixels, self.rows = to_device(cache.pixels, self.device), torch.tensor(np.arange(n) if rows is None else rows)
         self.groups = torch.from_numpy(twin_groups(products))
         self.texts = TextSampler(processor, products, config.texts, self.device, 16 if cuda else 1)

@@ -2,17 +2,20 @@
 import io
 import json
 import os
+import signal
 import stat
 import struct
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from PIL import Image
 
@@ -20,6 +23,7 @@ from clip_ft import data
 from clip_ft.data import (InputError, Paths, atomic_write, catalogue_folder, check_pictures, clean_products, clean_text, console_script,
     get_data, get_data_main, image_folder, is_placeholder, load_split, open_image, preprocess, preprocess_main,
     read_products, read_table, split_products, stratified_sample, twin_groups)
+from clip_ft.dataset import Geometry, PixelCache, pixel_blocks
 
 HEADER = 'image,description,display name,category\n'
 
@@ -675,3 +679,52 @@ def test_commands_from_a_shell(catalogue_zip, tmp_path):
     train, test = load_split(Paths(tmp_path/'root'))
     assert len(train) == 15 and len(test) == 5
     assert run('preprocess', '--help').stdout.count('default:') >= 3
+
+
+# Decoding by processes
+
+@pytest.fixture
+def by_processes(monkeypatch):
+    "As on a machine with four cores and with many pictures."
+    if sys.platform != 'linux': pytest.skip('only Linux forks')
+    monkeypatch.setattr(data, 'MANY', 1)
+    monkeypatch.setattr(os, 'cpu_count', lambda: 4)
+
+
+def test_processes_decode_as_threads_do(catalogue, tmp_path, by_processes, monkeypatch):
+    (catalogue/'data'/'5.jpg').write_bytes(b'<html>404</html>')
+    names, geometry = [f'{i}.jpg' for i in range(21)], Geometry(16)       # one is no picture, one is missing
+    whole = [catalogue/'data'/o for o in names if o not in ('5.jpg', '20.jpg')]
+    def everything():
+        checked = check_pictures(catalogue/'data', names)
+        with pytest.raises(InputError, match='5.jpg.*not a picture'): list(pixel_blocks([catalogue/'data'/o for o in names], geometry))
+        return checked.values.tolist(), np.concatenate(list(pixel_blocks(whole, geometry, block=6))), PixelCache.build(whole, 16, tmp_path/f'{data.MANY}').pixels
+    several = everything()
+    monkeypatch.setattr(data, 'MANY', 100)
+    alone = everything()
+    assert several[0] == alone[0] and several[0][5][1].startswith('not a picture') and several[0][20][1]
+    assert (several[1] == alone[1]).all() and (several[2] == alone[2]).all() and (alone[1] == alone[2]).all()
+
+
+ENDLESS = """
+import os, sys
+os.cpu_count = lambda: 4
+from clip_ft.data import check_pictures
+print('ready', flush=True)
+check_pictures(sys.argv[1], [f'{i % 20}.jpg' for i in range(3_000_000)])
+"""
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='only Linux forks')
+@pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGKILL])
+def test_processes_go_when_their_parent_goes(catalogue, how):
+    process = subprocess.Popen([sys.executable, '-c', ENDLESS, catalogue/'data'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout.readline() == 'ready\n'
+    end, workers = time.monotonic()+60, []
+    while len(workers) < 4 and time.monotonic() < end: workers = psutil.Process(process.pid).children(); time.sleep(.05)
+    assert len(workers) == 4
+    time.sleep(.5)
+    os.killpg(process.pid, how) if how == signal.SIGINT else process.kill()      # Ctrl-C reaches the whole group
+    _, err = process.communicate(timeout=60)
+    gone, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive and process.returncode
+    if how == signal.SIGINT: assert err.count('KeyboardInterrupt') == 1 and 'Process Fork' not in err, err[-2000:]

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+import clip_ft.data
 import clip_ft.embedding
 from clip_ft.data import Paths, catalogue_folder, image_folder, load_split
 from clip_ft.embedding import embed_catalogue, load_embeddings
@@ -106,6 +107,22 @@ def test_memory_holds_two_blocks(shop, monkeypatch):
     blocks = [names[i:i+10] for i in range(0, 120, 10)]
     for i, (digests, vectors, problems) in enumerate(clip_ft.embedding.embed_blocks(model, processor, image_dir, blocks, progress=False), 1):
         assert decoded[0] <= 10*(i+1) and all(digests) and not any(problems)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='only Linux forks')
+def test_processes_give_the_same_vectors(shop, monkeypatch):
+    paths = Paths(shop[0])
+    image_dir, names = image_folder(catalogue_folder(paths)), load_embeddings(paths.embeddings)['image_names'].tolist()
+    model, processor = load_model(paths.best_model, 'cpu')
+    blocks = [names[:20]+['nothing.jpg'], names[20:50]]
+    monkeypatch.setattr(os, 'cpu_count', lambda: 4)
+    def everything(known): return [([*map(str, a)], b.tolist(), c) for a, b, c in clip_ft.embedding.embed_blocks(model, processor, image_dir, blocks, known, progress=False)]
+    threads = everything(None)
+    monkeypatch.setattr(clip_ft.data, 'MANY', 1)
+    assert everything(None) == threads and threads[0][2][20]
+    have = [dict(zip(a, b)) for a, b, _ in threads]
+    monkeypatch.setattr(clip_ft.embedding, 'embed_images', None)          # nothing is left to embed
+    assert everything(lambda i: have[i]) == threads
 
 
 def test_a_store_that_is_killed_goes_on(copied_shop):
