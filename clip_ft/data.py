@@ -32,7 +32,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial, wraps
 from hashlib import blake2b
-from multiprocessing import get_context, parent_process
+from multiprocessing import current_process, get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -160,9 +160,13 @@ def decoders(
 ):  # Executor: processes for many pictures on Linux, else threads
     "Who decodes pictures. What is submitted must be picklable, and its results should come in chunks of some pictures."
     workers = workers or min(32, os.cpu_count() or 1)
-    if count < MANY or workers < 4 or sys.platform != 'linux': return ThreadPoolExecutor(workers)
-    os.environ.setdefault('TOKENIZERS_PARALLELISM', 'true')  # said outright, tokenizers has no warning about forks
-    return ProcessPoolExecutor(workers, get_context('fork'), _begin)
+    if count < MANY or workers < 4 or sys.platform != 'linux' or current_process().daemon: return ThreadPoolExecutor(workers)
+    pool, said = ProcessPoolExecutor(workers, get_context('fork'), _begin), 'TOKENIZERS_PARALLELISM' in os.environ
+    if not said: os.environ['TOKENIZERS_PARALLELISM'] = 'true'   # or the tokenizers library would warn of each fork
+    try: pool.submit(int)                                        # with it all processes begin
+    finally:
+        if not said: del os.environ['TOKENIZERS_PARALLELISM']
+    return pool
 
 
 def _begin():

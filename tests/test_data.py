@@ -707,7 +707,8 @@ def test_processes_decode_as_threads_do(catalogue, tmp_path, by_processes, monke
 
 
 ENDLESS = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)      # a shell's job in the background inherits that it is ignored
 os.cpu_count = lambda: 4
 from clip_ft.data import check_pictures
 print('ready', flush=True)
