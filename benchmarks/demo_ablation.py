@@ -66,14 +66,14 @@ def prepare(root):
     return paths, folder, fresh_gallery(root/"fresh")
 
 
-def run(name, seed, root, out, epochs):
+def run(name, seed, shop, out, epochs):
     "Train, measure, write down."
     from clip_ft.data import Paths, image_folder, load_split
     from clip_ft.training import demo_config, open_model, train
     file = out/f"{name}.{seed}.npz"
     if file.exists(): return
+    paths, folder, gallery = shop
     with redirect_stdout(StringIO()):
-        paths, folder, gallery = prepare(root)
         fit, test = load_split(paths)
         model, processor = open_model("tiny", fit["full_text"])
         start = time.perf_counter()
@@ -114,9 +114,9 @@ def main():
         root = args.root or Path(folder)
         out = args.out or root/"results"
         out.mkdir(parents=True, exist_ok=True)
-        prepare(root)
+        with redirect_stdout(StringIO()): shop = prepare(root)
         for seed in args.seeds:
-            for name in args.only: run(name, seed, root, out, args.epochs)
+            for name in args.only: run(name, seed, shop, out, args.epochs)
         print(table(out, args.only).to_string())
 
 
