@@ -164,7 +164,8 @@ def embed_blocks(
             for i in range(len(blocks)+1):
                 if i < len(blocks):
                     have = known(i)
-                    jobs.append((have, [pool.submit(_read_chunk, image_dir, blocks[i][j:j+8], geometry, set(have)) for j in range(0, len(blocks[i]), 8)]))
+                    skip = set(have)
+                    jobs.append((have, [pool.submit(_read_chunk, image_dir, blocks[i][j:j+8], geometry, skip) for j in range(0, len(blocks[i]), 8)]))
                 if i == 0 and blocks: continue
                 if not jobs: return
                 have, futures = jobs.popleft()
