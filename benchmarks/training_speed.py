@@ -10,7 +10,9 @@ seconds is the whole of train(), and pairs_per_second_from_start is what it trai
 the steps alone, without metrics and checkpoints, the first epoch left out if there are more. seconds_to_first_step is from the
 call, with a loaded model, to the end of the first optimizer step, and so includes the metrics before training. stages says where
 the time beside the steps went, in seconds; Trainer includes TextSampler and to_device. utilisation is as for training_peers.py,
-with the texts as wide as the batches really were.
+with the texts as wide as the batches really were. For several GPUs, once --root and --model are there:
+
+    torchrun --nproc-per-node 2 benchmarks/training_speed.py CATALOGUE --how warm --batch-size 2048 --root FOLDER --model FOLDER
 """
 import argparse
 import json
@@ -81,16 +83,18 @@ class Watch:
 
 
 def measure(args, batch_size):
+    from accelerate import PartialState
     from clip_ft.data import Paths, catalogue_folder, image_folder, load_split
     from clip_ft.model import load_model
     from clip_ft.training import TrainConfig, train
-    paths = Paths(args.root)
+    paths, main = Paths(args.root), PartialState().is_main_process      # of several processes each gets a device of its own
     train_products, test_products = load_split(paths)
     images = image_folder(catalogue_folder(paths))
     model, processor = load_model(args.model)
     watch, start = Watch(), Watch.now()
     history = train(model, processor, train_products, test_products, images, paths, TrainConfig(epochs=args.epochs, patience=args.epochs, batch_size=batch_size), fresh=True)
     seconds = Watch.now()-start
+    if not main: return
     pairs = int(history.step.max())*batch_size
     each = pairs/len(watch.epochs)
     later = watch.epochs[1:] or watch.epochs
@@ -113,7 +117,9 @@ def main():
     args = parser.parse_args()
     os.environ.update(HF_HUB_OFFLINE="1")
     if args.how == "prepare": return prepare(args)
-    if args.how: return print(json.dumps(dict(name="clip_ft", cache=args.how) | measure(args, args.batch_size[0])))
+    if args.how:
+        found = measure(args, args.batch_size[0])
+        return found and print(json.dumps(dict(name="clip_ft", cache=args.how) | found))
     with tempfile.TemporaryDirectory() as folder:
         args.root, args.model = args.root or Path(folder), args.model or Path(folder)/"model"
         options = [args.catalogue, "--root", args.root, "--model", args.model, "--epochs", args.epochs, "--tflops", args.tflops] + ["--tiny"]*args.tiny

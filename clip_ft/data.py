@@ -6,11 +6,11 @@
 __all__ = ['MAX_PIXELS', 'IMAGE_FORMATS', 'MANY', 'STANDARD_COLUMNS', 'TABLE_NAMES', 'MAX_MEMBERS', 'MAX_MEMBER_BYTES',
            'MAX_RATIO', 'SMALL', 'MARKER', 'KAGGLE_SET', 'OUTSIDE', 'TORN_ENTITY', 'PLACEHOLDERS', 'Paths',
            'atomic_write', 'InputError', 'console_script', 'command_parser', 'natural', 'open_image', 'decoders',
-           'read_table', 'product_ids', 'find_table', 'read_products', 'image_folder', 'stratified_sample',
-           'safe_members', 'extract_members', 'get_data', 'catalogue_folder', 'picture_problem', 'clean_text',
-           'is_placeholder', 'check_pictures', 'full_text', 'clean_products', 'twin_groups', 'read_judgments',
-           'split_products', 'summarize', 'new_figure', 'plot_summary', 'preprocess', 'load_split', 'get_data_main',
-           'preprocess_main']
+           'in_parallel', 'read_table', 'product_ids', 'find_table', 'read_products', 'image_folder',
+           'stratified_sample', 'safe_members', 'extract_members', 'get_data', 'catalogue_folder', 'picture_problem',
+           'clean_text', 'is_placeholder', 'check_pictures', 'full_text', 'clean_products', 'twin_groups',
+           'read_judgments', 'split_products', 'summarize', 'new_figure', 'plot_summary', 'preprocess', 'load_split',
+           'get_data_main', 'preprocess_main']
 
 # %% ../nbs/00_data.ipynb #8027dd22
 import csv
@@ -28,6 +28,7 @@ import uuid
 import warnings
 import zipfile
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from collections import deque
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial, wraps
@@ -156,10 +157,10 @@ MANY = 2000   # pictures from which on processes pay, on four cores or more
 
 def decoders(
     count,  # int: how many pictures will be decoded
-    workers=None,  # int or None: threads or processes; as many as there are cores, at most 32, if None
+    workers=None,  # int or None: threads or processes; as many as there are cores for this program, at most 32, if None
 ):  # Executor: processes for many pictures on Linux, else threads
-    "Who decodes pictures. What is submitted must be picklable, and its results should come in chunks of some pictures."
-    workers = workers or min(32, os.cpu_count() or 1)
+    "Who decodes pictures. What is submitted must be picklable."
+    workers = workers or min(32, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
     if count < MANY or workers < 4 or sys.platform != 'linux' or current_process().daemon: return ThreadPoolExecutor(workers)
     pool, said = ProcessPoolExecutor(workers, get_context('fork'), _begin), 'TOKENIZERS_PARALLELISM' in os.environ
     if not said: os.environ['TOKENIZERS_PARALLELISM'] = 'true'   # or the tokenizers library would warn of each fork
@@ -174,6 +175,22 @@ def _begin():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process().sentinel
     Thread(target=lambda: (wait([parent]), os._exit(1)), daemon=True).start()
+
+
+def in_parallel(
+    blocks,  # iterable: lists of calls, each (function, *arguments), picklable, for some pictures each
+    count,  # int: how many pictures there are
+    workers=None,  # int or None: as for `decoders`
+):  # Yields list: what the calls of a block returned
+    "Decode pictures on all cores, one block ahead of whoever takes them. Raises the first error of a call."
+    jobs = deque()
+    with decoders(count, workers) as pool:
+        try:
+            for calls in blocks:
+                jobs.append([pool.submit(*o) for o in calls])
+                if len(jobs) > 1: yield [o.result() for o in jobs.popleft()]
+            while jobs: yield [o.result() for o in jobs.popleft()]
+        finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/00_data.ipynb #8daa2133
 def _decode_text(data, name):
@@ -594,16 +611,12 @@ def check_pictures(
 ):  # DataFrame: N rows, `pixel_id` (16 hex digits of the size and the decoded RGB pixels) and `problem`, one of them ''
     "Decode every picture in full, in parallel."
     names = list(names)
-    chunks = [names[i:i + 32] for i in range(0, len(names), 32)]
-    results = []
-    with decoders(len(names), workers) as pool, tqdm(total=len(names), desc='check', unit='picture') as bar:
-        try:
-            for chunk in pool.map(partial(_check_pictures, str(image_dir)), chunks):
-                results.extend(chunk)
-                bar.update(len(chunk))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    results, starts = [], range(0, len(names), 1024)
+    blocks = ([(_check_pictures, str(image_dir), names[j:j + 32]) for j in range(i, min(i + 1024, len(names)), 32)] for i in starts)
+    with tqdm(total=len(names), desc='check', unit='picture') as bar:
+        for block in in_parallel(blocks, len(names), workers):
+            for chunk in block: results.extend(chunk)
+            bar.update(len(results) - bar.n)
     return pd.DataFrame(results, columns=['pixel_id', 'problem'], dtype=str)
 
 # %% ../nbs/00_data.ipynb #1d69105f

@@ -15,6 +15,7 @@ from collections import deque
 from datetime import timedelta
 from hashlib import blake2b
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from .data import InputError, Paths, atomic_write, catalogue_folder, command_parser, console_script, decoders, image_folder, load_split, picture_problem
+from .data import InputError, Paths, atomic_write, catalogue_folder, command_parser, console_script, image_folder, in_parallel, load_split, picture_problem
 from .dataset import Geometry, read_pixels
 from .model import default_device, embed_images, embedding_size, load_model, model_device, model_id
 
@@ -158,25 +159,23 @@ def embed_blocks(
     progress=True,   # Show pictures a second, and the time left
 ): # Yields for each block (fingerprints, '' where a picture can't be used; float32 [n, D], zeros there; problems, '' where there is none)
     "Embed pictures block by block; what is decoded and what is embedded overlap."
-    geometry, known, jobs, size, total = Geometry.of(processor), known or (lambda i: {}), deque(), embedding_size(model), sum(map(len, blocks))
-    with decoders(total) as pool, tqdm(total=total, desc='Embedding pictures', unit='picture', disable=not progress) as bar:
-        try:
-            for i in range(len(blocks)+1):
-                if i < len(blocks):
-                    have = known(i)
-                    skip = set(have)
-                    jobs.append((have, [pool.submit(_read_chunk, image_dir, blocks[i][j:j+8], geometry, skip) for j in range(0, len(blocks[i]), 8)]))
-                if i == 0 and blocks: continue
-                if not jobs: return
-                have, futures = jobs.popleft()
-                digests, pixels, problems = map(list, zip(*(found for o in futures for found in o.result())))
-                vectors, new = np.zeros((len(digests), size), np.float32), [j for j, o in enumerate(pixels) if o is not None]
-                if new: vectors[new] = embed_images(model, processor, torch.from_numpy(np.stack([pixels[j] for j in new])), progress=False)
-                for j, digest in enumerate(digests):
-                    if pixels[j] is None and digest: vectors[j] = have[digest]
-                bar.update(len(digests))
-                yield digests, vectors, problems
-        finally: pool.shutdown(cancel_futures=True)
+    geometry, known, had, size, total = Geometry.of(processor), known or (lambda i: {}), deque(), embedding_size(model), sum(map(len, blocks))
+    def calls():
+        for i, names in enumerate(blocks):
+            had.append(known(i))
+            skip = set(had[-1])
+            yield [(_read_chunk, image_dir, names[j:j+8], geometry, skip) for j in range(0, len(names), 8)]
+
+    with tqdm(total=total, desc='Embedding pictures', unit='picture', disable=not progress) as bar:
+        for found in in_parallel(calls(), total):
+            have = had.popleft()
+            digests, pixels, problems = map(list, zip(*chain.from_iterable(found)))
+            vectors, new = np.zeros((len(digests), size), np.float32), [j for j, o in enumerate(pixels) if o is not None]
+            if new: vectors[new] = embed_images(model, processor, torch.from_numpy(np.stack([pixels[j] for j in new])), progress=False)
+            for j, digest in enumerate(digests):
+                if pixels[j] is None and digest: vectors[j] = have[digest]
+            bar.update(len(digests))
+            yield digests, vectors, problems
 
 
 def _read_chunk(image_dir, names, geometry, known): return [read_picture(image_dir, o, geometry, known) for o in names]

@@ -688,7 +688,7 @@ def by_processes(monkeypatch):
     "As on a machine with four cores and with many pictures."
     if sys.platform != 'linux': pytest.skip('only Linux forks')
     monkeypatch.setattr(data, 'MANY', 1)
-    monkeypatch.setattr(os, 'cpu_count', lambda: 4)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: range(4))
 
 
 def test_processes_decode_as_threads_do(catalogue, tmp_path, by_processes, monkeypatch):
@@ -709,7 +709,7 @@ def test_processes_decode_as_threads_do(catalogue, tmp_path, by_processes, monke
 ENDLESS = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)      # a shell's job in the background inherits that it is ignored
-os.cpu_count = lambda: 4
+os.sched_getaffinity = lambda _: range(4)
 from clip_ft.data import check_pictures
 print('ready', flush=True)
 check_pictures(sys.argv[1], [f'{i % 20}.jpg' for i in range(3_000_000)])

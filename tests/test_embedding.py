@@ -115,7 +115,7 @@ def test_processes_give_the_same_vectors(shop, monkeypatch):
     image_dir, names = image_folder(catalogue_folder(paths)), load_embeddings(paths.embeddings)['image_names'].tolist()
     model, processor = load_model(paths.best_model, 'cpu')
     blocks = [names[:20]+['nothing.jpg'], names[20:50]]
-    monkeypatch.setattr(os, 'cpu_count', lambda: 4)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: range(4))
     def everything(known): return [([*map(str, a)], b.tolist(), c) for a, b, c in clip_ft.embedding.embed_blocks(model, processor, image_dir, blocks, known, progress=False)]
     threads = everything(None)
     monkeypatch.setattr(clip_ft.data, 'MANY', 1)

@@ -1,4 +1,9 @@
 """On a CUDA device: compiled and replayed steps, gradient caching and 16-bit embedding give what the plain path gives. Skipped elsewhere."""
+import os
+import shutil
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,6 +11,7 @@ import torch
 
 from clip_ft.data import get_data, image_folder, preprocess, Paths
 from clip_ft.dataset import PixelCache, device_batches
+from clip_ft.embedding import load_embeddings
 from clip_ft.model import embed_images, embed_texts, plain_weights, tiny_model
 from clip_ft.trainer import TrainConfig, Trainer
 from clip_ft.training import image_paths, train
@@ -97,3 +103,27 @@ def test_memory_is_flat_in_the_batch_size(demo):
         peaks.append(torch.cuda.max_memory_allocated()-before)
         run.close(); del run
     assert peaks[1] < 1.2*peaks[0], peaks
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason='needs two CUDA devices')
+def test_two_devices_give_what_one_gives(demo, tmp_path):
+    "The same command, and `accelerate launch` in front of it: training with hard negatives and an average, then embedding."
+    script = tmp_path/'run.py'
+    script.write_text('from clip_ft.embedding import embed_main\nfrom clip_ft.training import train_main\nimport sys\n'
+        "train_main(['--root', sys.argv[1], *sys.argv[2:]])\nembed_main(['--root', sys.argv[1]])\n")
+    settings = '--model tiny --epochs 4 --patience 4 --lr 5e-4 --batch-size 64 --hard-negatives 4 --ema .5 --monitor mrr'.split()
+    found = {}
+    for n in (1, 2):
+        root = shutil.copytree(demo[0].root, tmp_path/str(n))
+        shutil.rmtree(root/'checkpoints', ignore_errors=True)
+        launcher = ['-m', 'accelerate.commands.launch', '--multi_gpu', '--num_machines', 1, '--num_processes', 2, '--main_process_port', 0, '--mixed_precision', 'no', '--dynamo_backend', 'no']
+        command = [sys.executable, *(launcher if n == 2 else []), script, root, *settings]
+        done = subprocess.run([str(o) for o in command], capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'), timeout=400)
+        assert done.returncode == 0, done.stderr[-5000:]
+        assert done.stdout.count('Kept: epoch') == 1 and done.stdout.count('pictures embedded') == 1
+        found[n] = pd.read_csv(Paths(root).history_csv), load_embeddings(Paths(root).embeddings)
+    (one, a), (two, b) = found[1], found[2]
+    assert len(one) == len(two) == 5 and one.step.tolist() == two.step.tolist()
+    for name in ('train_loss', 'val_loss', 'test_loss'): assert (one[name]-two[name]).abs().max() < .05, (one[name], two[name])     # 16 bits: rounding grows
+    assert one.test_loss.iloc[-1] < one.test_loss[0]-.3
+    assert (a['image_names'] == b['image_names']).all() and (a['embeddings']*b['embeddings']).sum(1).mean() > .98
