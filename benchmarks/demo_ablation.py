@@ -1,14 +1,16 @@
 """What hard negatives and short texts bring on the demo catalogue: the tiny CLIP trained with and without, measured on products that were drawn anew.
 
-    python benchmarks/demo_ablation.py [--root FOLDER] [--out FOLDER] [--seeds 0 1] [--only demo hard_negatives full_text] [--epochs 20]
+    python benchmarks/demo_ablation.py [--root FOLDER] [--out FOLDER] [--seeds 0 1] [--only demo hard_negatives ...] [--products 2000] [--epochs 20] [--more 20]
 
 demo is `demo_config()`; hard_negatives fills its batches with clusters of 8 products that the model confuses; full_text shows
-full texts only, as the recipe does. The gallery is a second demo catalogue of 3,000 products with another seed, of which no
+full texts only, as the recipe does. These begin with random weights. again goes on from the demo model of the same seed for
+--more epochs at half the rate, and again_hard does so with hard negatives: what a trained model still confuses is worth
+more than what an untrained one does. Both keep their last epoch. The gallery is a second demo catalogue of 3,000 products with another seed, of which no
 model has seen anything. Queries are "blue dresses": every combination of colour and category in it; every product that has
 both is right. precision@5: right ones among the first 5 (or among as many as there are); type@5: those of the right category.
 mistaken: of the pictures of a pair of categories that are easily confused, how many fit the phrase with the other category
 ("blue nightdress") better than their own ("blue dresses"); 50 % is guessing. Means over queries or pictures with 95 %
-bootstrap intervals; a query's value is the mean of its seeds; the difference to demo is paired. A run prints a line of JSON;
+bootstrap intervals; a query's value is the mean of its seeds; differences are paired, and their seeds are given too. A run prints a line of JSON;
 a finished run in --out is not run again, so that several processes may share the work, each with its own --seeds, once
 --seeds without a number has drawn the catalogues.
 """
@@ -26,7 +28,9 @@ import pandas as pd
 
 PAIRS = (("Dresses", "Nightdress"), ("Skirts", "Shorts"))
 OTHER = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
-VARIANTS = dict(demo={}, hard_negatives=dict(hard_negatives=8), full_text=dict(texts=dict(full_text=1)))
+AGAIN = dict(lr=2e-4, val_size=0.)
+VARIANTS = dict(demo={}, hard_negatives=dict(hard_negatives=8), full_text=dict(texts=dict(full_text=1)), again=AGAIN, again_hard=AGAIN | dict(hard_negatives=8))
+BESIDE = dict(hard_negatives="demo", full_text="demo", again="demo", again_hard="again")     # what each is compared with
 
 
 def fresh_gallery(folder):
@@ -57,48 +61,55 @@ def measure(model, processor, products, images):
     return figures
 
 
-def prepare(root):
+def prepare(root, products):
     "Draw and split the shop, draw the gallery: (paths, folder, gallery)."
     from clip_ft.data import Paths, get_data, preprocess
     paths = Paths(root/"shop")
-    folder = get_data("demo", paths)
+    folder = get_data("demo", paths, limit=products)
     if not paths.train_csv.exists(): preprocess(paths)
     return paths, folder, fresh_gallery(root/"fresh")
 
 
-def run(name, seed, shop, out, epochs):
+def run(name, seed, shop, out, epochs, more):
     "Train, measure, write down."
     from clip_ft.data import Paths, image_folder, load_split
+    from clip_ft.model import load_checkpoint, save_checkpoint
     from clip_ft.training import demo_config, open_model, train
-    file = out/f"{name}.{seed}.npz"
+    file, again = out/f"{name}.{seed}.npz", name.startswith("again")
     if file.exists(): return
     paths, folder, gallery = shop
     with redirect_stdout(StringIO()):
         fit, test = load_split(paths)
         model, processor = open_model("tiny", fit["full_text"])
+        if again: load_checkpoint(out/f"demo.{seed}.pt", model)
+        config = demo_config(**dict(epochs=more if again else epochs, seed=(1042 if again else 42)+seed) | VARIANTS[name])
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as d:
             here = Paths(d)
             here.pixels = paths.pixels
-            history = train(model, processor, fit, test, image_folder(folder), here, demo_config(epochs=epochs, seed=42+seed, **VARIANTS[name]))
+            history = train(model, processor, fit, test, image_folder(folder), here, config)
         seconds = time.perf_counter()-start
         figures = measure(model, processor, *gallery)
+        if name == "demo": save_checkpoint(out/f"demo.{seed}.pt", model)
     np.savez(file, **figures)
     print(json.dumps(dict(variant=name, seed=seed, train_seconds=round(seconds), epochs=int(history.epoch.max()), test_recall5=round(float(history[history.kept]["test_recall@5"].iloc[0]), 4), **{k: round(float(v.mean()), 4) for k, v in figures.items()})), flush=True)
 
 
 def table(out, names):
-    "Variant x figure, in per cent, with intervals, and differences to the first variant."
+    "Variant x figure, in per cent, with intervals, and paired differences with the spread of their seeds."
     rng = np.random.default_rng(0)
-    found = {o: [np.load(f) for f in sorted(out.glob(f"{o}.*.npz"))] for o in names}
-    values = {o: {k: np.mean([f[k] for f in files], 0) for k in files[0]} for o, files in found.items() if files}
-    rows = {f"{o} ({len(found[o])} seeds)": v for o, v in values.items()}
-    first = next(iter(values), None)
-    rows |= {f"{o} - {first}": {k: v[k]-values[first][k] for k in v} for o, v in values.items() if o != first}
-    def percent(v):
+    runs = {o: {f.name.split(".")[1]: dict(np.load(f)) for f in sorted(out.glob(f"{o}.*.npz"))} for o in names}
+    def percent(values):
+        v = np.mean(values, 0)
         low, high = np.percentile(v[rng.integers(0, len(v), (2000, len(v)))].mean(1), [2.5, 97.5])
         return f"{100*v.mean():.1f} ({100*low:.1f} to {100*high:.1f})"
-    return pd.DataFrame({name: {k: percent(v) for k, v in row.items()} for name, row in rows.items()}).T
+    rows = {f"{o} ({len(seeds)} seeds)": {k: percent([f[k] for f in seeds.values()]) for k in next(iter(seeds.values()))} for o, seeds in runs.items() if seeds}
+    for o, other in BESIDE.items():
+        both = runs.get(o, {}).keys() & runs.get(other, {}).keys()
+        if not both: continue
+        changes = {k: [runs[o][s][k]-runs[other][s][k] for s in both] for k in runs[o][min(both)]}
+        rows[f"{o} - {other}"] = {k: f"{percent(v)}, seeds {100*np.std([c.mean() for c in v], ddof=1) if len(v) > 1 else np.nan:.1f}" for k, v in changes.items()}
+    return pd.DataFrame(rows).T
 
 
 def main():
@@ -106,7 +117,9 @@ def main():
     parser.add_argument("--root", type=Path, help="a temporary folder if not given")
     parser.add_argument("--out", type=Path, help="where results are kept; below --root if not given")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
+    parser.add_argument("--products", type=int, help="of the shop; the demo's 2,000 if not given")
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--more", type=int, default=20)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     args = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"
@@ -114,9 +127,9 @@ def main():
         root = args.root or Path(folder)
         out = args.out or root/"results"
         out.mkdir(parents=True, exist_ok=True)
-        with redirect_stdout(StringIO()): shop = prepare(root)
+        with redirect_stdout(StringIO()): shop = prepare(root, args.products)
         for seed in args.seeds:
-            for name in args.only: run(name, seed, shop, out, args.epochs)
+            for name in args.only: run(name, seed, shop, out, args.epochs, args.more)
         print(table(out, args.only).to_string())
 
 

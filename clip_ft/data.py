@@ -6,7 +6,7 @@
 __all__ = ['MAX_PIXELS', 'IMAGE_FORMATS', 'MANY', 'STANDARD_COLUMNS', 'TABLE_NAMES', 'MAX_MEMBERS', 'MAX_MEMBER_BYTES',
            'MAX_RATIO', 'SMALL', 'MARKER', 'KAGGLE_SET', 'OUTSIDE', 'TORN_ENTITY', 'PLACEHOLDERS', 'Paths',
            'atomic_write', 'InputError', 'console_script', 'command_parser', 'natural', 'open_image', 'decoders',
-           'in_parallel', 'read_table', 'product_ids', 'find_table', 'read_products', 'image_folder',
+           'in_chunks', 'in_parallel', 'read_table', 'product_ids', 'find_table', 'read_products', 'image_folder',
            'stratified_sample', 'safe_members', 'extract_members', 'get_data', 'catalogue_folder', 'picture_problem',
            'clean_text', 'is_placeholder', 'check_pictures', 'full_text', 'clean_products', 'twin_groups',
            'read_judgments', 'split_products', 'summarize', 'new_figure', 'plot_summary', 'preprocess', 'load_split',
@@ -177,12 +177,22 @@ def _begin():
     Thread(target=lambda: (wait([parent]), os._exit(1)), daemon=True).start()
 
 
+def in_chunks(
+    work,  # callable: takes a list of items; picklable
+    items,  # list: such as pictures
+    chunk,  # int: items of a call
+    block,  # int: items of a block
+):  # Yields list: the calls of a block, as `in_parallel` takes them
+    "Work on many items as blocks of calls."
+    for i in range(0, len(items), block): yield [(work, items[j:min(j + chunk, i + block)]) for j in range(i, min(i + block, len(items)), chunk)]
+
+
 def in_parallel(
     blocks,  # iterable: lists of calls, each (function, *arguments), picklable, for some pictures each
     count,  # int: how many pictures there are
     workers=None,  # int or None: as for `decoders`
 ):  # Yields list: what the calls of a block returned
-    "Decode pictures on all cores, one block ahead of whoever takes them. Raises the first error of a call."
+    "Work on all cores, one block ahead of whoever takes the results. Raises the first error of a call."
     jobs = deque()
     with decoders(count, workers) as pool:
         try:
@@ -611,10 +621,9 @@ def check_pictures(
 ):  # DataFrame: N rows, `pixel_id` (16 hex digits of the size and the decoded RGB pixels) and `problem`, one of them ''
     "Decode every picture in full, in parallel."
     names = list(names)
-    results, starts = [], range(0, len(names), 1024)
-    blocks = ([(_check_pictures, str(image_dir), names[j:j + 32]) for j in range(i, min(i + 1024, len(names)), 32)] for i in starts)
+    results = []
     with tqdm(total=len(names), desc='check', unit='picture') as bar:
-        for block in in_parallel(blocks, len(names), workers):
+        for block in in_parallel(in_chunks(partial(_check_pictures, str(image_dir)), names, 32, 1024), len(names), workers):
             for chunk in block: results.extend(chunk)
             bar.update(len(results) - bar.n)
     return pd.DataFrame(results, columns=['pixel_id', 'problem'], dtype=str)
@@ -659,7 +668,7 @@ def twin_groups(
     "Group products that share their display name, their description or their pixels; case and white space do not count."
     keys = []
     for column in products.columns.intersection(['display name', 'description', 'pixel_id']):
-        texts = products[column].astype(object).str.replace(r'\s+', ' ', regex=True).str.strip().str.casefold()
+        texts = products[column].astype(object).map(lambda o: ' '.join(o.split()).casefold())
         codes = pd.factorize(texts)[0]
         keys.append(np.where(texts == '', len(codes) + np.arange(len(codes)), codes))  # empty texts are no twins
     labels, before = np.arange(len(products)), None

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from torch.utils._triton import has_triton
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor, CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers.activations import QuickGELUActivation
 from transformers.utils import logging as hf_logging
 
 from .data import InputError, atomic_write
@@ -197,12 +198,22 @@ COMPILE_FROM = 500_000   # pictures: compiling takes seconds, and makes the rest
 def _sixteen(model, work, compiled=False):
     "`work(model, dtype)`, an array; on a CUDA device with a float16 copy of the model, if all of the result is finite."
     if model_device(model).type == 'cuda':
-        half = copy.deepcopy(model).half()
+        half = _with_silu(copy.deepcopy(model)).half()
         for layer in tower_layers(half, 'vision') if compiled and has_triton() else (): layer.compile()
         with evaluating(half), torch.compiler.set_stance('default' if compiled else 'force_eager'):
             out = work(half, torch.float16)
         if np.isfinite(out).all(): return out
     with evaluating(model): return work(model, torch.float32)
+
+
+@torch.no_grad()
+def _with_silu(model):
+    "The same function with faster activations: OpenAI's x*sigmoid(1.702x) takes torch three kernels, SiLU between scaled weights one."
+    for m in model.modules():
+        if not isinstance(getattr(m, 'activation_fn', None), QuickGELUActivation): continue
+        for p, factor in ((m.fc1.weight, 1.702), (m.fc1.bias, 1.702), (m.fc2.weight, 1/1.702)): p.mul_(factor)
+        m.activation_fn = nn.SiLU()
+    return model
 
 
 def embed_images(
@@ -225,14 +236,18 @@ def embed_images(
         else: blocks = lambda: (take(pixels, images[i:i+batch_size], device) for i in range(0, len(images), batch_size))
     else: blocks = lambda: map(torch.from_numpy, pixel_blocks(list(images), geometry, batch_size))
 
+    def prepare(pixels, dtype): return normalize(pixels).to(dtype)
+    compiled = len(images) >= COMPILE_FROM
+    if compiled and device.type == 'cuda' and has_triton(): prepare = torch.compile(prepare)
+
     def work(model, dtype):
         out = []
         with tqdm(total=len(images), desc='Embedding pictures', disable=not progress) as bar:
             for block in blocks():
-                out.append(image_features(model, normalize(block.to(device)).to(dtype)))
+                out.append(image_features(model, prepare(block.to(device), dtype)))
                 bar.update(len(block))
         return torch.cat(out).cpu().numpy() if out else np.zeros((0, embedding_size(model)), np.float32)
-    return _sixteen(model, work, len(images) >= COMPILE_FROM)
+    return _sixteen(model, work, compiled)
 
 
 def embed_texts(

@@ -7,6 +7,7 @@ __all__ = ['FIGURES', 'TrainConfig', 'lr_at', 'Trainer', 'on_cpu']
 
 # %% ../nbs/03_trainer.ipynb #d774e703
 import math
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -93,21 +94,23 @@ class Trainer:
         if self.size*self.world < 2 or config.batch_size % self.world: raise InputError(f'A batch of {min(config.batch_size, n)} products cannot be shared by {self.world} processes.')
         cuda = self.device.type == 'cuda'
         self.dtype, scale = half_precision(model)
-        self.pixels, self.rows = to_device(cache.pixels, self.device), torch.tensor(np.arange(n) if rows is None else rows)
-        self.groups = torch.from_numpy(twin_groups(products))
-        self.texts = TextSampler(processor, products, config.texts, self.device, 16 if cuda else 1)
+        self.fast = config.compile and cuda and has_triton()
+        self.replay = self.fast and self.world == 1 and not scale and model.config.model_type in ('clip', 'siglip')   # others look at their masks on the way, which a recording can't
         self.normalize, self.augment = Normalize(processor).to(self.device), Augment(cache.size) if config.augment else None
+        with ThreadPoolExecutor(1) as other:    # texts are tokenized while the compiler is imported and pixels go to the device
+            texts = other.submit(TextSampler, processor, products, config.texts, self.device, 16 if cuda else 1)
+            self.prepare = torch.compile(self.to_values) if self.fast else self.to_values
+            self.pixels, self.rows = to_device(cache.pixels, self.device), torch.tensor(np.arange(n) if rows is None else rows)
+            self.texts = texts.result()
+        self.groups = torch.from_numpy(twin_groups(products))
         self.flags = [(p, p.requires_grad) for p in model.parameters()]
         self.lora = add_lora(model, config.lora) if config.lora else None
         if config.freeze_vision or config.freeze_text: freeze_early_layers(model, config.freeze_vision, config.freeze_text)
         self.params = [p for p in model.parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self.params] if config.ema else None
-        self.fast = config.compile and cuda and has_triton()
-        self.replay = self.fast and self.world == 1 and not scale and model.config.model_type in ('clip', 'siglip')   # others look at their masks on the way, which a recording can't
         groups = [o | dict(base=o['lr'], lr=torch.tensor(o['lr'], device=self.device) if self.replay else o['lr']) for o in parameter_groups(model, config.lr, config.layer_decay, config.weight_decay)]
         self.optimizer = torch.optim.AdamW(groups, fused=self.device.type in ('cuda', 'cpu'), capturable=self.replay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scale)
-        self.prepare = torch.compile(self.to_values) if self.fast else self.to_values
         for tower in ('vision', 'text') if self.fast else ():
             for layer in tower_layers(model, tower): layer.compile(dynamic=tower == 'text')     # texts come in several widths
         self.graphs, self.tried, self.stream = {}, {}, torch.cuda.Stream(self.device) if self.replay else None

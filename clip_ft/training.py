@@ -139,9 +139,11 @@ def save_history(
     history: pd.DataFrame, # A row an epoch
     paths: Paths,          # Where training_history.csv and .png go
     handle=None,           # What this function returned for the epoch before
+    picture=True,          # Draw the curves too, which takes a third of a second
 ): # In a notebook the handle of a display that is updated in place, else None
     "Write the table and the curves; in a notebook, show them too."
     with atomic_write(paths.history_csv) as tmp: history.to_csv(tmp, index=False)
+    if not picture: return handle
     figure = plot_history(history)
     with atomic_write(paths.history_png) as tmp: figure.savefig(tmp, dpi=120)
     if not IN_NOTEBOOK: return None
@@ -185,7 +187,7 @@ class Loop:
     ):
         self.run, self.processor, self.paths, self.key, self.val, self.test = run, processor, paths, key, val, test
         self.snapshots, self.main = Snapshots(paths.last), run.rank == 0
-        self.rows, self.best, self.order, self.total, self.handle, self.lost = [], None, None, None, None, LostInterrupts()
+        self.rows, self.best, self.order, self.total, self.handle, self.drawn, self.lost = [], None, None, None, None, -math.inf, LostInterrupts()
 
     def history(self): return pd.DataFrame(self.rows).assign(kept=[self.best is not None and o['epoch'] == self.best['epoch'] for o in self.rows])
 
@@ -222,7 +224,12 @@ class Loop:
                 self.snapshots.later(save_best, self.paths, run.model, self.processor, on_cpu(plain_weights(run.model)), dict(config=asdict(c), base=run.model.name_or_path, **row))
         self.rows.append(row)
         if not IN_NOTEBOOK: print('  '.join([f'epoch {epoch}', *(f'{k} {row[k]:.4f}' for k in ('train_loss', 'val_loss', 'test_loss', 'val_recall@5', 'test_recall@5') if not math.isnan(row.get(k, math.nan)))]), flush=True)
-        self.handle = save_history(self.history(), self.paths, self.handle)
+        self.show(IN_NOTEBOOK or time.monotonic()-self.drawn > 20)
+
+    def show(self, picture=True):
+        "Write the history; epochs of some seconds draw a picture only now and then, outside of a notebook."
+        self.handle = save_history(self.history(), self.paths, self.handle, picture)
+        if picture: self.drawn = time.monotonic()
 
     def snapshot(self):
         "Save all that the rest of the run depends on, unless the disk is still busy with the state before: training never waits for it."
@@ -259,6 +266,7 @@ class Loop:
             if self.main: self.measure(epoch, figures)
             self.lost.check()
             if epoch < c.epochs: self.snapshot()
+        if self.main and not IN_NOTEBOOK: self.show()
 
 
 def sweep(folder):
