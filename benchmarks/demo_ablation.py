@@ -9,7 +9,8 @@ more than what an untrained one does. Both keep their last epoch. The gallery is
 model has seen anything. Queries are "blue dresses": every combination of colour and category in it; every product that has
 both is right. precision@5: right ones among the first 5 (or among as many as there are); type@5: those of the right category.
 mistaken: of the pictures of a pair of categories that are easily confused, how many fit the phrase with the other category
-("blue nightdress") better than their own ("blue dresses"); 50 % is guessing. Means over queries or pictures with 95 %
+("blue nightdress") better than their own ("blue dresses"); 50 % is guessing. confused: for the queries about such a pair, how
+many of the first 5 are of the other category. Means over queries or pictures with 95 %
 bootstrap intervals; a query's value is the mean of its seeds; differences are paired, and their seeds are given too. A run prints a line of JSON;
 a finished run in --out is not run again, so that several processes may share the work, each with its own --seeds, once
 --seeds without a number has drawn the catalogues.
@@ -58,6 +59,8 @@ def measure(model, processor, products, images):
         mine = np.flatnonzero(np.isin(categories, pair))
         fit, unfit = ((pictures[mine]*embed_texts(model, processor, o.iloc[mine])).sum(1) for o in (own, other))
         figures[f"mistaken {'/'.join(pair)}"] = (fit < unfit).astype(float)
+        about = np.flatnonzero(np.isin(categories[asked.rows], pair))
+        figures[f"confused {'/'.join(pair)}"] = (categories[top[about]] == np.array([OTHER[o] for o in categories[asked.rows[about]]])[:, None]).mean(1)
     return figures
 
 

@@ -4,7 +4,7 @@
 
 CATALOGUE, --root and --model are as for training_speed.py, and are made by it if they aren't there. One line of JSON each:
 from the cache file (each picture of the training part once), from pixels on the device, from the cache file again and again
-until --many pictures are embedded (so many that clip_ft compiles the layers first; then once more), from the JPEG files; and the first --peer
+until --many pictures are embedded, from the JPEG files; and the first --peer
 files by sentence-transformers, which decodes them too. The warm-up is a call with 2,048 pictures, outside the clock.
 """
 import argparse
@@ -49,7 +49,7 @@ def ours(args):
     pixels = to_device(cache.pixels, model_device(model))
     run("pixels on the device", len(cache), lambda: embed(pixels))
     del pixels
-    for again in ("", ", compiled already") if args.many else (): run("cache file, many"+again, args.many, lambda: embed(cache, np.arange(args.many) % len(cache)))
+    if args.many: run("cache file, many", args.many, lambda: embed(cache, np.arange(args.many) % len(cache)))
     run("JPEG files", min(len(files), args.peer), lambda: embed(files[:args.peer]))
 
 

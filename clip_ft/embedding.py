@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from .data import InputError, Paths, atomic_write, catalogue_folder, command_parser, console_script, image_folder, in_parallel, load_split, picture_problem
 from .dataset import Geometry, read_pixels
-from .model import default_device, embed_images, embedding_size, load_model, model_device, model_id
+from .model import default_device, embed_images, embedding_size, half_copy, load_model, model_device, model_id
 
 # %% ../nbs/05_embedding.ipynb #96da3523
 def save_embeddings(
@@ -166,6 +166,7 @@ def embed_blocks(
             skip = set(had[-1])
             yield [(_read_chunk, image_dir, names[j:j+8], geometry, skip) for j in range(0, len(names), 8)]
 
+    model = half_copy(model)
     with tqdm(total=total, desc='Embedding pictures', unit='picture', disable=not progress) as bar:
         for found in in_parallel(calls(), total):
             have = had.popleft()

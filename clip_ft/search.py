@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from .data import InputError, Paths, atomic_write, catalogue_folder, command_parser, console_script, image_folder, natural, new_figure, open_image, picture_problem
 from .embedding import embed_catalogue, embed_main, load_embeddings, save_embeddings
 from .exact import Contains, ExactIndex, read_where, top_rows, with_scores
-from .model import embed_images, embed_texts, load_model, model_id
+from .model import embed_images, embed_texts, half_copy, load_model, model_id
 
 # %% ../nbs/05_search.ipynb #ff2eef9a
 def search_products(
@@ -87,7 +87,7 @@ class Searcher:
     ):
         index = ExactIndex(embeddings) if isinstance(embeddings, dict) else embeddings
         if model_id(model) != index.model_id: raise InputError('The embeddings were made by another model: make them again with this one (clip_ft_embed).')
-        self.model, self.processor, self.index, self.image_dir = model, processor, index, image_dir
+        self.model, self.processor, self.index, self.image_dir = half_copy(model), processor, index, image_dir
         self.embed_query = lru_cache(1024)(self._embed_query)
 
     @classmethod

@@ -112,7 +112,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, fused=self.device.type in ('cuda', 'cpu'), capturable=self.replay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scale)
         for tower in ('vision', 'text') if self.fast else ():
-            for layer in tower_layers(model, tower): layer.compile(dynamic=tower == 'text')     # texts come in several widths
+            for layer in tower_layers(model, tower): layer.compile()
+        self.hook = model.text_model.encoder.register_forward_pre_hook(_any_width, with_kwargs=True) if self.fast else None
         self.graphs, self.tried, self.stream = {}, {}, torch.cuda.Stream(self.device) if self.replay else None
         self.step, self.per_epoch = 0, max(1, n//(self.size*self.world))
         self.bank = None   # with hard negatives: the products as the model saw them last, float16 [N, D]
@@ -209,6 +210,7 @@ class Trainer:
         "Give the model back as it came: a plain model, corrections of LoRA added in, everything able to learn that was."
         for tower in ('vision', 'text') if self.fast else ():
             for layer in tower_layers(self.model, tower): layer._compiled_call_impl = None
+        if self.hook: self.hook.remove()
         if self.lora: self.lora.merge_and_unload()
         for p, flag in self.flags: p.requires_grad_(flag)
         self.graphs.clear()
@@ -240,6 +242,13 @@ class Trainer:
         self.scaler.load_state_dict(state['scaler'])
         if self.average: torch._foreach_copy_(self.average, [o.to(self.device) for o in state['average']])
         if state['bank'] is not None: self.bank = state['bank'].to(self.device)
+
+
+def _any_width(module, args, kwargs):
+    "Tell the compiler that texts come in several widths, and that nothing else varies: states [B, L, D], masks [., ., L, L]."
+    for x in (*args, *kwargs.values()):
+        for dim in {3: (1,), 4: (2, 3)}.get(getattr(x, 'ndim', 0), ()):
+            if x.shape[dim] > 1: torch._dynamo.mark_dynamic(x, dim)
 
 
 def on_cpu(x):

@@ -38,7 +38,7 @@ from .data import InputError, Paths, atomic_write, catalogue_folder, command_par
 from .dataset import Geometry, PixelCache, Tokens, to_device
 from .losses import contrastive_loss, gather_rows, hard_negative_batches, sigmoid_loss
 from .metrics import batch_metrics, best_ranks, rank_metrics, twin_relevance
-from .model import default_device, embed_images, embed_texts, load_checkpoint, load_model, model_device, plain_weights, save_checkpoint, save_model, tiny_model
+from .model import default_device, embed_images, embed_texts, half_copy, load_checkpoint, load_model, model_device, plain_weights, save_checkpoint, save_model, tiny_model
 from .trainer import FIGURES, TrainConfig, Trainer, lr_at, on_cpu
 
 # %% ../nbs/03_training.ipynb #c595d251
@@ -216,8 +216,9 @@ class Loop:
         lr = lr_at(run.step-1, run.per_epoch*c.epochs, c.lr, c.warmup) if epoch else 0.
         row = dict(epoch=epoch, step=run.step, lr=lr, logit_scale=run.model.logit_scale.exp().item()) | {f'train_{k}': figures.get(k, math.nan) for k in ('loss', 'clip_score', 'batch_accuracy')}
         with run.averaged(), torch.compiler.set_stance('force_eager'):   # compiling for these few pictures would not pay
+            model = half_copy(run.model)
             for name, part in (('val', self.val), ('test', self.test)):
-                if part: row |= {f'{name}_{k}': v for k, v in measure(run.model, self.processor, part, c.batch_size).items()}
+                if part: row |= {f'{name}_{k}': v for k, v in measure(model, self.processor, part, c.batch_size).items()}
             gain = lambda: FIGURES[c.monitor]*(row[f'val_{c.monitor}']-self.best[f'val_{c.monitor}'])
             if epoch and (self.best is None or not self.val or gain() > 0):
                 self.best = row

@@ -12,7 +12,7 @@ import torch
 from clip_ft.data import get_data, image_folder, preprocess, Paths
 from clip_ft.dataset import PixelCache, device_batches
 from clip_ft.embedding import load_embeddings
-from clip_ft.model import embed_images, embed_texts, plain_weights, tiny_model
+from clip_ft.model import embed_images, embed_texts, half_copy, plain_weights, tiny_model
 from clip_ft.trainer import TrainConfig, Trainer
 from clip_ft.training import image_paths, train
 
@@ -83,14 +83,16 @@ def test_batches_from_the_cache_file(demo):
     assert (found.cpu().numpy() == cache.pixels[rows]).all()
 
 
-def test_compiled_embedding(demo, monkeypatch):
+def test_one_copy_for_many_calls(demo):
     _, products, _, _, cache = demo
     model, processor = tiny_model(products.full_text)
-    model.cuda()
-    eager = embed_images(model, processor, cache, progress=False)
-    monkeypatch.setattr('clip_ft.model.COMPILE_FROM', 1)
-    compiled = embed_images(model, processor, cache, batch_size=100, progress=False)
-    assert np.abs((eager*compiled).sum(1)-1).max() < 1e-4
+    half = half_copy(model.cuda())
+    assert half is not model and half_copy(half) is half and half.logit_scale.dtype == torch.float32
+    assert (embed_images(half, processor, cache, progress=False) == embed_images(model, processor, cache, progress=False)).all()
+    assert (embed_texts(half, processor, products.full_text) == embed_texts(model, processor, products.full_text)).all()
+    with torch.no_grad(): half.vision_model.encoder.layers[0].mlp.fc2.bias += 1e6       # too large for 16 bits: the whole model takes over
+    full = embed_images(half, processor, cache, progress=False)
+    assert np.isfinite(full).all() and np.abs((full*embed_images(model, processor, cache, progress=False)).sum(1)-1).max() < 1e-4
 
 
 def test_memory_is_flat_in_the_batch_size(demo):
