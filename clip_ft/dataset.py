@@ -347,7 +347,7 @@ def product_texts(
     products = products.reset_index(drop=True)
     name = products['display name'].astype(str)
     sentences = products['description'].astype(object).str.split(r'(?<=[.!?;])\s+').explode().str.strip()
-    sentences = sentences[sentences.str.count(' ') >= 2]
+    sentences = sentences[[o.count(' ') >= 2 for o in sentences]]
     sentences = sentences[sentences.groupby(sentences.str.casefold()).transform('size') <= COMMON]
     without = name[~name.index.isin(sentences.index)]
     full = name.str.rstrip('. ')+'. '+products['category'].astype(str)

@@ -263,3 +263,4 @@ def embed_main(argv=None):
     PartialState(cpu=torch.device(args.device or default_device()).type == 'cpu', timeout=timedelta(hours=6))   # of several processes each gets a device of its own
     data = embed_catalogue(*load_model(args.model or paths.best_model, args.device), paths, np.float16 if args.float16 else np.float32)
     if PartialState().is_main_process: print(f"{len(data['embeddings']):,} pictures embedded, {data['embeddings'].shape[1]} numbers each: {paths.embeddings}")
+    PartialState().destroy_process_group()

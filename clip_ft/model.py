@@ -87,8 +87,8 @@ def tiny_model(
     config = CLIPConfig(projection_dim=128, logit_scale_init_value=3.4,
         text_config=dict(tower, num_hidden_layers=2, vocab_size=len(tok), **ids),
         vision_config=dict(tower, num_hidden_layers=3, image_size=96, patch_size=16))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):      # weights are drawn on the CPU; no GPU is touched
+        torch.default_generator.manual_seed(seed)
         model = CLIPModel(config).eval()
     model.name_or_path = 'tiny'
     with _quiet():

@@ -187,7 +187,7 @@ class Loop:
     ):
         self.run, self.processor, self.paths, self.key, self.val, self.test = run, processor, paths, key, val, test
         self.snapshots, self.main = Snapshots(paths.last), run.rank == 0
-        self.rows, self.best, self.order, self.total, self.handle, self.drawn, self.lost = [], None, None, None, None, -math.inf, LostInterrupts()
+        self.rows, self.best, self.order, self.total, self.handle, self.drawn, self.lost = [], None, None, None, None, time.monotonic(), LostInterrupts()
 
     def history(self): return pd.DataFrame(self.rows).assign(kept=[self.best is not None and o['epoch'] == self.best['epoch'] for o in self.rows])
 
@@ -298,10 +298,10 @@ def image_paths(
 
 def run_key(config, model, cache, products) -> dict:
     "What a snapshot must agree in to be continued: settings, architecture, pictures and texts, each as a str."
-    digest = lambda text: blake2b(text.encode(), digest_size=8).hexdigest()
+    digest = lambda data: blake2b(data, digest_size=8).hexdigest()
     settings = {k: json.dumps(v) for k, v in asdict(config).items() if k not in ('compile', 'chunk', 'save_minutes')}
     shapes = {k: tuple(v.shape) for k, v in model.named_parameters()}
-    return settings | dict(model=digest(f'{type(model).__name__} {shapes}'), pictures=cache.digest, texts=digest(products.to_json()))
+    return settings | dict(model=digest(f'{type(model).__name__} {shapes}'.encode()), pictures=cache.digest, texts=digest(f'{list(products)}'.encode()+pd.util.hash_pandas_object(products).to_numpy().tobytes()))
 
 
 def train(
@@ -328,7 +328,7 @@ def train(
     loop = Loop(run, processor, paths, key, *galleries)
     loop.resume(fresh)
     try:
-        with torch.random.fork_rng(), loop.lost: loop.go()
+        with torch.random.fork_rng(devices=[run.device] if run.device.type == 'cuda' else []), loop.lost: loop.go()
         loop.snapshots.wait()
         everybody.wait_for_everyone()      # only here: after an error of one process the others would never come
     finally:
@@ -394,6 +394,7 @@ def train_main(argv=None):
     model, processor = open_model(args.model, train_products.full_text, args.device)
     history = train(model, processor, train_products, test_products, image_folder(catalogue_folder(paths), train_products), paths, config, args.fresh)
     if PartialState().is_main_process: _report(history, paths, config)
+    PartialState().destroy_process_group()
 
 
 def _report(history, paths, config):
