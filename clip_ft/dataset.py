@@ -158,8 +158,8 @@ class PixelCache:
                     bar.update(sum(block))
                     if job.done(): job = disk.submit(_note, f, end, bar.n)     # while the next blocks are decoded
                 job.result()
+                _note(f, end, n)
                 f.truncate(end)
-                os.fsync(f.fileno())
             os.replace(partial_file, path)
         except FileNotFoundError:   # another process built the same bytes at the same time and was first
             if not path.exists(): raise
