@@ -4,16 +4,16 @@
 
 demo is `demo_config()`; hard_negatives fills its batches with clusters of 8 products that the model confuses; full_text shows
 full texts only, as the recipe does. These begin with random weights. again goes on from the demo model of the same seed for
---more epochs at half the rate, and again_hard does so with hard negatives: what a trained model still confuses is worth
-more than what an untrained one does. Both keep their last epoch. The gallery is a second demo catalogue of 3,000 products with another seed, of which no
-model has seen anything. Queries are "blue dresses": every combination of colour and category in it; every product that has
-both is right. precision@5: right ones among the first 5 (or among as many as there are); type@5: those of the right category.
-mistaken: of the pictures of a pair of categories that are easily confused, how many fit the phrase with the other category
-("blue nightdress") better than their own ("blue dresses"); 50 % is guessing. confused: for the queries about such a pair, how
-many of the first 5 are of the other category. Means over queries or pictures with 95 %
-bootstrap intervals; a query's value is the mean of its seeds; differences are paired, and their seeds are given too. A run prints a line of JSON;
-a finished run in --out is not run again, so that several processes may share the work, each with its own --seeds, once
---seeds without a number has drawn the catalogues.
+--more epochs at half the rate, and again_hard does so with hard negatives: what a trained model still confuses is worth more
+than what an untrained one does. Both keep their last epoch. The gallery is a second demo catalogue of 3,000 products with
+another seed, of which no model has seen anything. Queries are "blue dresses": every combination of colour and category in it;
+every product that has both is right. precision@5: right ones among the first 5 (or among as many as there are); type@5: those
+of the right category. mistaken: of the pictures of a pair of categories that are easily confused, how many fit the phrase with
+the other category ("blue nightdress") better than their own ("blue dresses"); 50 % is guessing. confused: for the queries
+about such a pair, how many of the first 5 are of the other category. Means over queries or pictures with 95 % bootstrap
+intervals; a query's value is the mean of its seeds; differences are paired, and their seeds are given too. A run prints a line
+of JSON; a finished run in --out is not run again, so that several processes may share the work, each with its own --seeds,
+once --seeds without a number has drawn the catalogues.
 """
 import argparse
 import json

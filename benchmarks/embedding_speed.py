@@ -4,8 +4,8 @@
 
 CATALOGUE, --root and --model are as for training_speed.py, and are made by it if they aren't there. One line of JSON each:
 from the cache file (each picture of the training part once), from pixels on the device, from the cache file again and again
-until --many pictures are embedded, from the JPEG files; and the first --peer
-files by sentence-transformers, which decodes them too. The warm-up is a call with 2,048 pictures, outside the clock.
+until --many pictures are embedded, from the JPEG files; and the first --peer files by sentence-transformers, which decodes
+them too. The warm-up is a call with 2,048 pictures, outside the clock.
 """
 import argparse
 import json

@@ -20,6 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+CORES = len(os.sched_getaffinity(0))      # that this program may use
+
 
 def memory():
     "Resident memory of this process in MB: (anonymous, peak of all)."
@@ -35,16 +37,16 @@ def work(how, photos, size, folder):
     if how == "PixelCache.build again": return len(PixelCache.build(photos, size, folder))
     if how == "PixelCache.build, one thread": return len(PixelCache.build(photos, size, Path(folder)/"one", workers=1))
     if how == "decoding alone, all threads":
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool: return sum(1 for _ in pool.map(lambda p: read_pixels(p, Geometry(size)), photos))
+        with ThreadPoolExecutor(CORES) as pool: return sum(1 for _ in pool.map(lambda p: read_pixels(p, Geometry(size)), photos))
     if how == "decoding alone, a process a core":
-        with multiprocessing.Pool(len(os.sched_getaffinity(0))) as pool: return sum(pool.imap_unordered(partial(decode, size), [photos[i:i+32] for i in range(0, len(photos), 32)]))
+        with multiprocessing.Pool(CORES) as pool: return sum(pool.imap_unordered(partial(decode, size), [photos[i:i+32] for i in range(0, len(photos), 32)]))
     from PIL import Image
     from transformers import CLIPImageProcessor
     processor = CLIPImageProcessor(size=dict(shortest_edge=size), crop_size=dict(height=size, width=size))
     def one(path):
         with Image.open(path) as im: return processor(im, return_tensors="np")["pixel_values"][0]
     if how == "transformers' processor, one thread": return sum(1 for p in photos if one(p) is not None)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool: return sum(1 for _ in pool.map(one, photos))
+    with ThreadPoolExecutor(CORES) as pool: return sum(1 for _ in pool.map(one, photos))
 
 
 def decode(size, photos):
@@ -72,7 +74,7 @@ def main():
     photos = sorted(args.folder.glob("*.jpg"))[:args.pictures]
     if not photos: sys.exit(f"{args.folder} holds no .jpg files")
     if args.how: return print(json.dumps(measure(args.how, photos, args.size, args.cache)))
-    print(json.dumps(dict(machine=platform.processor() or platform.machine(), cores=len(os.sched_getaffinity(0)), python=platform.python_version(), size=args.size, mean_kB=round(sum(p.stat().st_size for p in photos)/len(photos)/1e3, 1))))
+    print(json.dumps(dict(machine=platform.processor() or platform.machine(), cores=CORES, python=platform.python_version(), size=args.size, mean_kB=round(sum(p.stat().st_size for p in photos)/len(photos)/1e3, 1))))
     for p in photos: p.read_bytes()
     with tempfile.TemporaryDirectory() as cache:
         for how in ("decoding alone, a process a core", "decoding alone, all threads", "PixelCache.build", "PixelCache.build again", "PixelCache.build, one thread",

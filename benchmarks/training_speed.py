@@ -119,7 +119,8 @@ def main():
     if args.how == "prepare": return prepare(args)
     if args.how:
         found = measure(args, args.batch_size[0])
-        return found and print(json.dumps(dict(name="clip_ft", cache=args.how) | found))
+        if found: print(json.dumps(dict(name="clip_ft", cache=args.how) | found))
+        return
     with tempfile.TemporaryDirectory() as folder:
         args.root, args.model = args.root or Path(folder), args.model or Path(folder)/"model"
         options = [args.catalogue, "--root", args.root, "--model", args.model, "--epochs", args.epochs, "--tflops", args.tflops] + ["--tiny"]*args.tiny

@@ -13,6 +13,7 @@ import struct
 import zipfile
 from collections import deque
 from datetime import timedelta
+from functools import partial
 from hashlib import blake2b
 from io import BytesIO
 from itertools import chain
@@ -24,7 +25,7 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from .data import InputError, Paths, atomic_write, catalogue_folder, command_parser, console_script, image_folder, in_parallel, load_split, picture_problem
+from .data import InputError, Paths, atomic_write, catalogue_folder, command_parser, console_script, image_folder, in_chunks, in_parallel, load_split, picture_problem
 from .dataset import Geometry, read_pixels
 from .model import default_device, embed_images, embedding_size, half_copy, load_model, model_device, model_id
 
@@ -163,8 +164,7 @@ def embed_blocks(
     def calls():
         for i, names in enumerate(blocks):
             had.append(known(i))
-            skip = set(had[-1])
-            yield [(_read_chunk, image_dir, names[j:j+8], geometry, skip) for j in range(0, len(names), 8)]
+            yield from in_chunks(partial(_read_chunk, image_dir=image_dir, geometry=geometry, known=set(had[-1])), names, 8, len(names))
 
     model = half_copy(model)
     with tqdm(total=total, desc='Embedding pictures', unit='picture', disable=not progress) as bar:
@@ -179,7 +179,7 @@ def embed_blocks(
             yield digests, vectors, problems
 
 
-def _read_chunk(image_dir, names, geometry, known): return [read_picture(image_dir, o, geometry, known) for o in names]
+def _read_chunk(names, image_dir, geometry, known): return [read_picture(image_dir, o, geometry, known) for o in names]
 
 # %% ../nbs/05_embedding.ipynb #2c75692d
 SHARD = 512   # Products in a shard: some seconds of work, 77 MB of pixels

@@ -218,7 +218,7 @@ def _sixteen(model, work):
     "`work(model, dtype)`, an array: in 16 bits where that is faster, if all of the result is finite."
     half, (full,) = half_copy(model), getattr(model, 'full', (model,))
     if half is not full:
-        with evaluating(half), torch.compiler.set_stance('force_eager'): out = work(half, torch.float16)
+        with evaluating(half): out = work(half, torch.float16)
         if np.isfinite(out).all(): return out
     with evaluating(full): return work(full, torch.float32)
 

@@ -187,7 +187,8 @@ class Loop:
     ):
         self.run, self.processor, self.paths, self.key, self.val, self.test = run, processor, paths, key, val, test
         self.snapshots, self.main = Snapshots(paths.last), run.rank == 0
-        self.rows, self.best, self.order, self.total, self.handle, self.drawn, self.lost = [], None, None, None, None, time.monotonic(), LostInterrupts()
+        self.rows, self.best, self.order, self.total, self.handle, self.lost = [], None, None, None, None, LostInterrupts()
+        self.drawn, self.behind = time.monotonic(), True     # when the picture was drawn, and whether it lacks an epoch
 
     def history(self): return pd.DataFrame(self.rows).assign(kept=[self.best is not None and o['epoch'] == self.best['epoch'] for o in self.rows])
 
@@ -230,6 +231,7 @@ class Loop:
     def show(self, picture=True):
         "Write the history; epochs of some seconds draw a picture only now and then, outside of a notebook."
         self.handle = save_history(self.history(), self.paths, self.handle, picture)
+        self.behind = not picture
         if picture: self.drawn = time.monotonic()
 
     def snapshot(self):
@@ -267,7 +269,7 @@ class Loop:
             if self.main: self.measure(epoch, figures)
             self.lost.check()
             if epoch < c.epochs: self.snapshot()
-        if self.main and not IN_NOTEBOOK: self.show()
+        if self.main and self.behind: self.show()
 
 
 def sweep(folder):
