@@ -29,7 +29,7 @@ import warnings
 import zipfile
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections import deque
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial, wraps
 from hashlib import blake2b
@@ -190,17 +190,19 @@ def in_chunks(
 def in_parallel(
     blocks,  # iterable: lists of calls, each (function, *arguments), picklable, for some pictures each
     count,  # int: how many pictures there are
-    workers=None,  # int or None: as for `decoders`
+    workers=None,  # int or None: as for `decoders`; or an Executor, which stays open unless there is an error
 ):  # Yields list: what the calls of a block returned
     "Work on all cores, one block ahead of whoever takes the results. Raises the first error of a call."
     jobs = deque()
-    with decoders(count, workers) as pool:
+    with nullcontext(workers) if isinstance(workers, Executor) else decoders(count, workers) as pool:
         try:
             for calls in blocks:
                 jobs.append([pool.submit(*o) for o in calls])
                 if len(jobs) > 1: yield [o.result() for o in jobs.popleft()]
             while jobs: yield [o.result() for o in jobs.popleft()]
-        finally: pool.shutdown(cancel_futures=True)
+        except BaseException:                                    # also of whoever stops taking
+            pool.shutdown(cancel_futures=True)
+            raise
 
 # %% ../nbs/00_data.ipynb #8daa2133
 def _decode_text(data, name):

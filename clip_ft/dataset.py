@@ -29,7 +29,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .data import InputError, in_chunks, in_parallel, open_image
+from .data import InputError, decoders, in_chunks, in_parallel, open_image
 
 # %% ../nbs/01_dataset.ipynb #9d122671
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def read_pixels(
 # %% ../nbs/01_dataset.ipynb #cd7a9a80
 def file_digests(
     paths,       # Paths of files
-    workers=None # As for `decoders`
+    workers=None # As for `in_parallel`
 ) -> list[bytes]: # 16 bytes a file
     "Fingerprint the bytes of each file with BLAKE2b, in parallel. Raises InputError for a file that can't be read."
     paths = list(paths)
@@ -132,15 +132,16 @@ class PixelCache:
         geometry = size if isinstance(size, Geometry) else Geometry(size)
         image_paths, folder = list(image_paths), Path(folder)
         key = blake2b(repr(asdict(geometry)).encode(), digest_size=16)
-        for digest in file_digests(image_paths, workers): key.update(digest)
-        path = folder/f'{key.hexdigest()}.npy'
-        if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            cls._write(path, image_paths, geometry, workers)
+        with decoders(len(image_paths), workers) as pool:
+            for digest in file_digests(image_paths, pool): key.update(digest)
+            path = folder/f'{key.hexdigest()}.npy'
+            if not path.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                cls._write(path, image_paths, geometry, pool)
         return cls(path)
 
     @staticmethod
-    def _write(path, image_paths, geometry, workers):
+    def _write(path, image_paths, geometry, pool):
         "Decode into `path` by way of a partial file, going on where an interrupted run stopped."
         partial_file, n, each = path.with_suffix('.partial'), len(image_paths), 3*geometry.size**2
         buffer = BytesIO()
@@ -154,7 +155,7 @@ class PixelCache:
                 if known and (done := int.from_bytes(f.read(8), 'little')) <= n: bar.update(done)
                 else: f.truncate(end+8); f.seek(0); f.write(header); _note(f, end, 0)
                 job, left = disk.submit(int), list(enumerate(image_paths))[bar.n:]
-                for block in in_parallel(in_chunks(partial(_decode_into, partial_file, len(header), geometry), left, 32, 1024), len(left), workers):
+                for block in in_parallel(in_chunks(partial(_decode_into, partial_file, len(header), geometry), left, 32, 1024), len(left), pool):
                     bar.update(sum(block))
                     if job.done(): job = disk.submit(_note, f, end, bar.n)     # while the next blocks are decoded
                 job.result()
@@ -173,11 +174,10 @@ def _note(f, end, done):
 
 def _decode_into(path, header, geometry, numbered):
     "Decode some pictures to their places in the file, in whatever process this is: the pixels travel nowhere else. Returns how many."
-    pixels = np.stack([read_pixels(o, geometry) for _, o in numbered])
     with open(path, 'r+b') as f:
-        f.seek(header+numbered[0][0]*pixels[0].nbytes)
-        f.write(pixels)
-    return len(pixels)
+        f.seek(header+numbered[0][0]*3*geometry.size**2)
+        for _, o in numbered: f.write(read_pixels(o, geometry))     # one by one, while it is in the processor's cache
+    return len(numbered)
 
 # %% ../nbs/01_dataset.ipynb #d4ce70cc
 def to_device(

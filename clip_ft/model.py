@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['default_device', 'model_device', 'tiny_model', 'load_model', 'save_model', 'half_precision', 'image_features',
-           'text_features', 'evaluating', 'half_copy', 'embed_images', 'embed_texts', 'embedding_size', 'model_id',
-           'save_checkpoint', 'read_checkpoint', 'load_checkpoint', 'tower_layers', 'freeze_early_layers',
-           'parameter_groups', 'add_lora', 'plain_weights', 'interpolate_weights']
+           'text_features', 'evaluating', 'Patches', 'patches_as_products', 'half_copy', 'embed_images', 'embed_texts',
+           'embedding_size', 'model_id', 'save_checkpoint', 'read_checkpoint', 'load_checkpoint', 'tower_layers',
+           'freeze_early_layers', 'parameter_groups', 'add_lora', 'plain_weights', 'interpolate_weights']
 
 # %% ../nbs/02_model.ipynb #71d85a07
 import copy
@@ -191,6 +191,25 @@ def evaluating(model):
         with torch.inference_mode(): yield
     finally: model.train(training)
 
+# %% ../nbs/02_model.ipynb #339c706b
+class Patches(nn.Conv2d):
+    "A convolution whose windows touch and don't overlap, as the matrix product that it is."
+    def forward(self, x): # [B, C, H, W] -> [B, D, H/h, W/w]
+        (h, w), (B, C, H, W) = self.kernel_size, x.shape
+        rows, columns = H//h, W//w
+        x = x[:, :, :rows*h, :columns*w].reshape(B, C, rows, h, columns, w).permute(0, 2, 4, 1, 3, 5)
+        return F.linear(x.flatten(3), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+def patches_as_products(
+    model, # A model of two towers; its weights stay as they are
+    on=True, # False: as convolutions again
+):
+    "On a GPU: compute the vectors of patches as matrix products, the same but for rounding."
+    before, after = (nn.Conv2d, Patches) if on else (Patches, nn.Conv2d)
+    for m in model.modules():
+        if type(m) is before and m.stride == m.kernel_size and m.padding in ((0, 0), 'valid') and m.dilation == (1, 1) and m.groups == 1: m.__class__ = after
+
 # %% ../nbs/02_model.ipynb #057dd91e
 def half_copy(
     model, # A model of two towers
@@ -198,6 +217,7 @@ def half_copy(
     "What embedding works with. `embed_images` and `embed_texts` make one for each call: make it once for many small calls."
     if model_device(model).type != 'cuda' or hasattr(model, 'full'): return model
     half = _with_silu(copy.deepcopy(model)).half()
+    patches_as_products(half)
     for name, p in half.named_parameters():
         if name.startswith('logit_'): p.data = p.data.float()      # no part of an embedding, and a loss wants it exact
     half.full = model,       # a tuple, because it is no part of the copy

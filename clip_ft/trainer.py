@@ -22,7 +22,7 @@ from .data import InputError, twin_groups
 from .dataset import Augment, Normalize, PixelCache, TextSampler, take, to_device
 from .losses import embedding_gradients, gather_rows, hard_negative_batches, model_loss
 from .metrics import batch_hits
-from .model import add_lora, freeze_early_layers, half_precision, image_features, model_device, parameter_groups, plain_weights, text_features, tower_layers
+from .model import add_lora, freeze_early_layers, half_precision, image_features, model_device, parameter_groups, patches_as_products, plain_weights, text_features, tower_layers
 
 # %% ../nbs/03_trainer.ipynb #a058a009
 @dataclass
@@ -111,6 +111,7 @@ class Trainer:
         groups = [o | dict(base=o['lr'], lr=torch.tensor(o['lr'], device=self.device) if self.replay else o['lr']) for o in parameter_groups(model, config.lr, config.layer_decay, config.weight_decay)]
         self.optimizer = torch.optim.AdamW(groups, fused=self.device.type in ('cuda', 'cpu'), capturable=self.replay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scale)
+        if self.fast: patches_as_products(model)
         for tower in ('vision', 'text') if self.fast else ():
             for layer in tower_layers(model, tower): layer.compile()
         self.hook = model.text_model.encoder.register_forward_pre_hook(_any_width, with_kwargs=True) if self.fast else None
@@ -211,6 +212,7 @@ class Trainer:
         for tower in ('vision', 'text') if self.fast else ():
             for layer in tower_layers(self.model, tower): layer._compiled_call_impl = None
         if self.hook: self.hook.remove()
+        patches_as_products(self.model, on=False)
         if self.lora: self.lora.merge_and_unload()
         for p, flag in self.flags: p.requires_grad_(flag)
         self.graphs.clear()
