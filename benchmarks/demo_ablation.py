@@ -5,7 +5,8 @@
 demo is `demo_config()`; hard_negatives fills its batches with clusters of 8 products that the model confuses; full_text shows
 full texts only, as the recipe does. These begin with random weights. again goes on from the demo model of the same seed for
 --more epochs at half the rate, and again_hard does so with hard negatives: what a trained model still confuses is worth more
-than what an untrained one does. Both keep their last epoch. The gallery is a second demo catalogue of 3,000 products with
+than what an untrained one does. again_plain and again_plain_hard show the pictures as they are, without augmentation, and plain
+does so from the start. All that go on keep their last epoch. The gallery is a second demo catalogue of 3,000 products with
 another seed, of which no model has seen anything. Queries are "blue dresses": every combination of colour and category in it;
 every product that has both is right. precision@5: right ones among the first 5 (or among as many as there are); type@5: those
 of the right category. mistaken: of the pictures of a pair of categories that are easily confused, how many fit the phrase with
@@ -30,8 +31,9 @@ import pandas as pd
 PAIRS = (("Dresses", "Nightdress"), ("Skirts", "Shorts"))
 OTHER = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
 AGAIN = dict(lr=2e-4, val_size=0.)
-VARIANTS = dict(demo={}, hard_negatives=dict(hard_negatives=8), full_text=dict(texts=dict(full_text=1)), again=AGAIN, again_hard=AGAIN | dict(hard_negatives=8))
-BESIDE = dict(hard_negatives="demo", full_text="demo", again="demo", again_hard="again")     # what each is compared with
+VARIANTS = dict(demo={}, hard_negatives=dict(hard_negatives=8), full_text=dict(texts=dict(full_text=1)), plain=dict(augment=False), again=AGAIN, again_hard=AGAIN | dict(hard_negatives=8),
+    again_plain=AGAIN | dict(augment=False), again_plain_hard=AGAIN | dict(augment=False, hard_negatives=8))
+BESIDE = dict(hard_negatives="demo", full_text="demo", plain="demo", again="demo", again_hard="again", again_plain="again", again_plain_hard="again_plain")     # what each is compared with
 
 
 def fresh_gallery(folder):

@@ -21,6 +21,7 @@ recipe's own 5 epochs, 32 and 5e-6 are for ViT-B/32. Each addition alone is the 
     ema             0.99
     lora            rank 8, at ten times the rate: corrections start at zero
     weight_decay    0.1
+    plain_pictures  pictures shown as they are, without augmentation
 combined is the recipe with all of --combine; combined-X is that without X. before is the pretrained model. Every variant runs
 with --seeds seeds, which decide batches, augmentation and the validation part; train and test are the same for all.
 
@@ -59,7 +60,7 @@ HOME = ("Tshirts", "Lounge Tshirts", "Tops", "Camisoles", "Tunics", "Kurtas", "K
     "Skirts", "Shorts", "Lounge Shorts", "Capris", "Jeans", "Jeggings", "Leggings", "Tights", "Trousers", "Track Pants", "Lounge Pants", "Tracksuits",
     "Sweatshirts", "Sweaters", "Jackets", "Shrug")
 PAIRS = (("Dresses", "Nightdress"), ("Skirts", "Shorts"), ("Tops", "Tunics"))
-ADDITIONS = ("twins", "texts", "hard_negatives", "batch", "layer_decay", "freeze_vision", "ema", "lora", "weight_decay")
+ADDITIONS = ("twins", "texts", "hard_negatives", "batch", "layer_decay", "freeze_vision", "ema", "lora", "weight_decay", "plain_pictures")
 CURVES = ("recipe", "combined")     # whose weights are mixed with those before
 ALPHAS = [round(.1*o, 1) for o in range(11)]
 
@@ -177,7 +178,7 @@ def variants(args):
     from clip_ft.training import TrainConfig
     recipe = dict(texts=dict(full_text=1), epochs=args.epochs, batch_size=args.batch_size, lr=args.lr)
     changes = dict(twins={}, texts=dict(texts=TrainConfig().texts), hard_negatives=dict(hard_negatives=8), batch=dict(batch_size=args.big_batch, lr=args.lr*math.sqrt(args.big_batch/args.batch_size)),
-        layer_decay=dict(layer_decay=.8), freeze_vision=dict(freeze_vision=2), ema=dict(ema=.99), lora=dict(lora=8, lr=10*args.lr), weight_decay=dict(weight_decay=.1))
+        layer_decay=dict(layer_decay=.8), freeze_vision=dict(freeze_vision=2), ema=dict(ema=.99), lora=dict(lora=8, lr=10*args.lr), weight_decay=dict(weight_decay=.1), plain_pictures=dict(augment=False))
     several = lambda names: ({k: v for o in [recipe, *(changes[o] for o in names)] for k, v in o.items()}, "twins" in names)
     found = dict(before=None, recipe=several([])) | {o: several([o]) for o in ADDITIONS} | dict(combined=several(args.combine))
     return found | {f"combined-{o}": several([p for p in args.combine if p != o]) for o in args.combine}
