@@ -10,11 +10,11 @@ does so from the start. All that go on keep their last epoch. The gallery is a s
 another seed, of which no model has seen anything. Queries are "blue dresses": every combination of colour and category in it;
 every product that has both is right. precision@5: right ones among the first 5 (or among as many as there are); type@5: those
 of the right category. mistaken: of the pictures of a pair of categories that are easily confused, how many fit the phrase with
-the other category ("blue nightdress") better than their own ("blue dresses"); 50 % is guessing. confused: for the queries
-about such a pair, how many of the first 5 are of the other category. Means over queries or pictures with 95 % bootstrap
-intervals; a query's value is the mean of its seeds; differences are paired, and their seeds are given too. A run prints a line
-of JSON; a finished run in --out is not run again, so that several processes may share the work, each with its own --seeds,
-once --seeds without a number has drawn the catalogues.
+the other category ("blue nightdress") better than their own ("blue dresses"); 50 % is guessing. confused: for the queries about
+such a pair, how many of the first 5 are of the other category. Means over queries or pictures with 95 % bootstrap intervals; a
+query's value is the mean of its seeds; differences are paired, and their seeds are given too. A run prints a line of JSON; a
+finished run in --out is not run again, so that several processes may share the work, each with its own --seeds, once --seeds
+without a number has drawn the catalogues.
 """
 import argparse
 import json
