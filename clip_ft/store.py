@@ -55,10 +55,9 @@ class LanceStore:
 
     def _open(self):
         "The table, or None before the first update. Raises InputError if it is damaged or not ours."
-        if self.name not in self.db.list_tables().tables: return None
         try: table = self.db.open_table(self.name)
         except (ValueError, RuntimeError, OSError) as e:
-            if 'was not found' in str(e): return None      # it is listed as soon as its folder is there: another process is just making it
+            if f'{self.name!r} was not found' in str(e): return None      # nor is one whose folder another process has just made
             raise InputError(f'{self.uri}: the table {self.name!r} cannot be opened: {str(e).splitlines()[0][:200]}') from None
         if META not in (table.schema.metadata or {}) or not {'image', *OWN} <= set(table.schema.names): raise InputError(f'{self.uri}: the table {self.name!r} was not made by clip_ft.')
         return table
