@@ -29,7 +29,7 @@ DEMO_TRAIN := --epochs 20 --lr 4e-4 --patience 4 --weight-decay 0.1 --texts name
 
 # LAB_FLAGS takes options of JupyterLab, such as --no-browser on a server.
 lab: .venv/ready
-	$(BIN)/jupyter lab $(LAB_FLAGS) nbs/05_search.ipynb
+	$(BIN)/jupyter lab $(LAB_FLAGS) nbs/65_search.ipynb
 
 # The search page as a web page, without Jupyter: make app ROOT=my_shop. ROOT is a project's folder; APP_FLAGS takes options of Voila.
 ROOT ?= $(DEMO)
@@ -46,7 +46,7 @@ docs-check: .venv/ready
 
 # Run all notebooks, keep the outputs that readers want, and write README.md from the first page.
 notebooks: .venv/ready
-	cd nbs && for o in 0*.ipynb demo.ipynb tutorials/*.ipynb index.ipynb; do ../$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace $$o || exit 1; done
+	cd nbs && for o in [0-9]*.ipynb tutorials/*.ipynb index.ipynb; do ../$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace $$o || exit 1; done
 	$(MAKE) clean-notebooks
 	$(BIN)/python .ci/check_docs.py --write-readme
 

@@ -21,7 +21,8 @@ import simsimd
 import torch
 
 from clip_ft.embedding import load_embeddings, save_embeddings
-from clip_ft.exact import Contains, ExactIndex
+from clip_ft.exact import ExactIndex
+from clip_ft.where import Contains
 
 GENDERS, KINDS, COLOURS = ('women', 'men', 'unisex'), ('dress', 'jeans', 'shirt', 'watch', 'handbag', 'sandals', 'skirt', 'belt', 'cap', 'scarf'), ('red', 'blue', 'black', 'white', 'green', 'pink', 'grey', 'brown')
 
@@ -91,7 +92,9 @@ def exact_search(args, folder):
 
 def typed(args, folder):
     from transformers import CLIPConfig, CLIPModel
-    from clip_ft.model import embed_texts, model_id, tiny_model
+    from clip_ft.checkpoints import weights_hash
+    from clip_ft.encode import embed_texts
+    from clip_ft.model import tiny_model
     from clip_ft.search import Searcher
     torch.set_num_threads(os.cpu_count())
     texts = [f'{g} {c} {k} {extra}' for g in GENDERS for c in COLOURS for k in KINDS for extra in ('', 'for the summer', 'with long sleeves and a round neck')]
@@ -100,7 +103,7 @@ def typed(args, folder):
     model, (_, processor) = CLIPModel(CLIPConfig()).eval(), tiny_model(texts)
     model.config.text_config.eos_token_id = processor.tokenizer.eos_token_id
     vectors, table = synthetic(args.products)
-    searcher = Searcher(model, processor, dict(embeddings=vectors, image_names=table.image, dataframe=table, model_id=model_id(model)))
+    searcher = Searcher(model, processor, dict(embeddings=vectors, image_names=table.image, dataframe=table, weights_hash=weights_hash(model)))
     for o in texts[:5]: searcher.search(o, 10)
     say('typed query to results, ViT-B/32', timed(lambda o: searcher.search(o, 10), texts[5:5+args.texts]), threads=torch.get_num_threads())
     say('the same queries again', timed(lambda o: searcher.search(o, 10), texts[5:5+args.texts]))

@@ -20,10 +20,16 @@ import pytest
 from PIL import Image
 
 from clip_ft import data
-from clip_ft.data import (InputError, Paths, atomic_write, catalogue_folder, check_pictures, clean_products, clean_text, console_script,
-    get_data, get_data_main, image_folder, is_placeholder, load_split, open_image, preprocess, preprocess_main,
-    read_products, read_table, split_products, stratified_sample, twin_groups)
-from clip_ft.dataset import Geometry, PixelCache, pixel_blocks
+from clip_ft.cleaning import clean_text, is_placeholder
+from clip_ft.core import InputError, Paths, atomic_write, console_script
+from clip_ft.data import (
+    catalogue_folder, clean_products, duplicate_groups, image_folder, load_split, preprocess, preprocess_main,
+    read_products, split_products,
+)
+from clip_ft.images import check_images, open_image
+from clip_ft.sources import get_data, get_data_main, stratified_sample
+from clip_ft.tables import read_table
+from clip_ft.dataset import PixelCache, ResizeSpec, pixel_blocks
 
 HEADER = 'image,description,display name,category\n'
 
@@ -146,7 +152,7 @@ def test_text_stays_text(tmp_path):
 def test_any_text_survives_a_round_trip(tmp_path):
     nasty = ['a\rb', 'a\nb', 'a\r\nb', '"', ',', ';', "it's", ' lead', '\ttab', '=1+1', '""', '😀', '\u2028']
     table = pd.DataFrame({'x': nasty, 'y': nasty[::-1]}, dtype=str)
-    data._write_table(table, tmp_path/'t.csv')
+    data.write_table(table, tmp_path/'t.csv')
     pd.testing.assert_frame_equal(read_table(tmp_path/'t.csv'), table)
 
 
@@ -286,8 +292,8 @@ def test_draft_keeps_twice_the_size(tmp_path):
 
 
 def test_pictures_open_in_threads(catalogue):
-    alone = check_pictures(catalogue/'data', [f'{i}.jpg' for i in range(20)], workers=1)
-    many = check_pictures(catalogue/'data', [f'{i % 20}.jpg' for i in range(400)], workers=16)
+    alone = check_images(catalogue/'data', [f'{i}.jpg' for i in range(20)], workers=1)
+    many = check_images(catalogue/'data', [f'{i % 20}.jpg' for i in range(400)], workers=16)
     assert many['pixel_id'].tolist() == alone['pixel_id'].tolist()*20 and alone['pixel_id'].nunique() == 20
 
 
@@ -296,7 +302,7 @@ def test_pixel_id_sees_pixels_not_bytes_and_shapes_too(tmp_path):
     white.save(tmp_path/'a.png')
     white.save(tmp_path/'b.bmp')
     white.resize((6, 4)).save(tmp_path/'c.png')
-    a, b, c = check_pictures(tmp_path, ['a.png', 'b.bmp', 'c.png'])['pixel_id']
+    a, b, c = check_images(tmp_path, ['a.png', 'b.bmp', 'c.png'])['pixel_id']
     assert a == b != c and len(a) == 16
 
 
@@ -335,7 +341,7 @@ def test_no_rows_at_all():
     empty = pd.DataFrame(columns=['image', 'description', 'display name', 'category'], dtype=str)
     kept, rejects = clean_products(empty, '.')
     assert len(kept) == len(rejects) == 0 and 'full_text' in kept and 'reason' in rejects
-    assert len(twin_groups(kept)) == 0
+    assert len(duplicate_groups(kept)) == 0
     with pytest.raises(InputError, match='0 products'): split_products(kept)
 
 
@@ -350,7 +356,7 @@ def test_zero_usable_rows_say_why_and_keep_the_old_split(catalogue, tmp_path):
 
 
 def reference_groups(products):
-    "Connected components by plain search, to check twin_groups against."
+    "Connected components by plain search, to check duplicate_groups against."
     keys = [products[o].str.casefold().tolist() for o in ('display name', 'description', 'pixel_id')]
     groups, left = [-1]*len(products), set(range(len(products)))
     while left:
@@ -371,7 +377,7 @@ def test_twins_against_a_plain_search_and_no_twin_straddles(seed):
     products = pd.DataFrame({o: rng.integers(0, 150, 200).astype(str) for o in ('display name', 'description', 'pixel_id')}, dtype=str)
     products['description'] = rng.permutation([str(i) for i in range(190)] + ['same']*10)
     products['category'] = rng.choice(['a', 'b', 'c'], 200, p=[.7, .29, .01])
-    groups = twin_groups(products)
+    groups = duplicate_groups(products)
     assert groups.dtype == np.int64 and np.array_equal(groups, reference_groups(products))
     train, test = split_products(products.assign(group=groups), 0.2, seed)
     assert not set(train['group']) & set(test['group']) and len(train) + len(test) == 200
@@ -656,7 +662,7 @@ def test_console_script_lets_bugs_through():
 
 @pytest.mark.parametrize('main, argv, message', [
     (get_data_main, ['--source', 'nowhere'], 'no such zip or folder'), (get_data_main, ['--limit', '0'], 'at least 1'),
-    (get_data_main, ['--limit', 'many'], 'invalid natural value'), (get_data_main, ['--seed', '-1'], 'natural'), (get_data_main, ['--nonsense'], 'unrecognized'),
+    (get_data_main, ['--limit', 'many'], 'invalid non_negative_int value'), (get_data_main, ['--seed', '-1'], 'non_negative_int'), (get_data_main, ['--nonsense'], 'unrecognized'),
     (get_data_main, ['--columns', 'image'], 'not of the form'), (preprocess_main, [], 'run clip_ft_get_data'), (preprocess_main, ['--test-size', '2'], 'between 0 and 1'),
 ])
 def test_commands_with_bad_arguments(tmp_path, capsys, main, argv, message):
@@ -693,10 +699,10 @@ def by_processes(monkeypatch):
 
 def test_processes_decode_as_threads_do(catalogue, tmp_path, by_processes, monkeypatch):
     (catalogue/'data'/'5.jpg').write_bytes(b'<html>404</html>')
-    names, geometry = [f'{i}.jpg' for i in range(21)], Geometry(16)       # one is no picture, one is missing
+    names, geometry = [f'{i}.jpg' for i in range(21)], ResizeSpec(16)       # one is no picture, one is missing
     whole = [catalogue/'data'/o for o in names if o not in ('5.jpg', '20.jpg')]
     def everything():
-        checked = check_pictures(catalogue/'data', names)
+        checked = check_images(catalogue/'data', names)
         with pytest.raises(InputError, match='5.jpg.*not a picture'): list(pixel_blocks([catalogue/'data'/o for o in names], geometry))
         return checked.values.tolist(), np.concatenate(list(pixel_blocks(whole, geometry, block=6))), PixelCache.build(whole, 16, tmp_path/f'{data.MANY}').pixels
     several = everything()
@@ -710,9 +716,9 @@ ENDLESS = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)      # a shell's job in the background inherits that it is ignored
 os.sched_getaffinity = lambda _: range(4)
-from clip_ft.data import check_pictures
+from clip_ft.images import check_images
 print('ready', flush=True)
-check_pictures(sys.argv[1], [f'{i % 20}.jpg' for i in range(3_000_000)])
+check_images(sys.argv[1], [f'{i % 20}.jpg' for i in range(3_000_000)])
 """
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='only Linux forks')

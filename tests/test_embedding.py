@@ -13,7 +13,8 @@ import torch
 
 import clip_ft.data
 import clip_ft.embedding
-from clip_ft.data import Paths, catalogue_folder, image_folder, load_split
+from clip_ft.core import Paths
+from clip_ft.data import catalogue_folder, image_folder, load_split
 from clip_ft.embedding import embed_catalogue, load_embeddings
 from clip_ft.model import load_model
 from clip_ft.store import LanceStore
@@ -23,7 +24,8 @@ BIN = Path(sys.executable).parent
 SLOW = """
 import sys, time
 import clip_ft.embedding as e, clip_ft.store as s
-from clip_ft.data import Paths, catalogue_folder, image_folder, load_split
+from clip_ft.core import Paths
+from clip_ft.data import catalogue_folder, image_folder, load_split
 from clip_ft.model import load_model
 root, what, wait = sys.argv[1], sys.argv[2], float(sys.argv[3])
 e.SHARD = s.SHARD = 16
@@ -98,11 +100,11 @@ def test_memory_holds_two_blocks(shop, monkeypatch):
     "However many pictures: never more than two blocks are decoded and not yet embedded."
     paths = Paths(shop[0])
     image_dir, names = image_folder(catalogue_folder(paths)), load_embeddings(paths.embeddings)['image_names'].tolist()
-    decoded, plain = [0], clip_ft.embedding.read_picture
+    decoded, plain = [0], clip_ft.embedding.read_image
     def counted(*args):
         decoded[0] += 1
         return plain(*args)
-    monkeypatch.setattr(clip_ft.embedding, 'read_picture', counted)
+    monkeypatch.setattr(clip_ft.embedding, 'read_image', counted)
     model, processor = load_model(paths.best_model, 'cpu')
     blocks = [names[i:i+10] for i in range(0, 120, 10)]
     for i, (digests, vectors, problems) in enumerate(clip_ft.embedding.embed_blocks(model, processor, image_dir, blocks, progress=False), 1):

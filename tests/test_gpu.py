@@ -9,12 +9,18 @@ import pandas as pd
 import pytest
 import torch
 
-from clip_ft.data import get_data, image_folder, preprocess, Paths
+from clip_ft.core import Paths
+from clip_ft.data import image_folder, preprocess
+from clip_ft.sources import get_data
 from clip_ft.dataset import PixelCache, device_batches
 from clip_ft.embedding import load_embeddings
-from clip_ft.model import embed_images, embed_texts, half_copy, plain_weights, tiny_model
-from clip_ft.trainer import TrainConfig, Trainer
-from clip_ft.training import image_paths, train
+from clip_ft.encode import embed_images, embed_texts
+from clip_ft.fast import half_copy
+from clip_ft.model import tiny_model
+from clip_ft.parameters import merged_state_dict
+from clip_ft.training import TrainConfig, Trainer
+from clip_ft.data import image_paths
+from clip_ft.training import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 
@@ -52,7 +58,7 @@ def test_options_on_the_fast_path(demo, changes):
     plain, a = losses(demo, 12, **reference | dict(compile=False))
     fast, b = losses(demo, 12, **changes)
     assert np.abs(fast-plain)[:6].max() < .02 and np.abs(fast-plain).mean() < .02     # rounding grows as training goes on
-    for name, w in plain_weights(b.model).items(): assert torch.isfinite(w).all(), name
+    for name, w in merged_state_dict(b.model).items(): assert torch.isfinite(w).all(), name
 
 
 def test_embedding_in_16_bits(demo):

@@ -15,7 +15,8 @@ import psutil
 import pytest
 import torch
 
-from clip_ft.data import Paths, load_split
+from clip_ft.core import Paths
+from clip_ft.data import load_split
 from clip_ft.model import tiny_model
 
 BIN = Path(sys.executable).parent

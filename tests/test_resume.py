@@ -15,8 +15,9 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from clip_ft.data import Paths
-from clip_ft.training import Snapshots, train_main
+from clip_ft.core import Paths
+from clip_ft.checkpoints import Snapshots
+from clip_ft.train_command import train_main
 
 KILLS, EPOCHS, STEPS = 20, 12, 60     # five steps an epoch
 # Everything that a snapshot must hold: optimizer, schedule, order of the batches, bank of embeddings, moving average, best epoch.
