@@ -1136,7 +1136,7 @@ CARE = {CLOTH: ('Machine wash cold with like colours, do not bleach, dry in the 
         BAGS: ('Keep away from heat and moisture, wipe with a dry cloth and store in the dust bag provided.',),
         SMALL: ('Clean with the soft cloth in the box, keep away from perfume and store in the case. Warranty: one year.',)}
 STYLING = ('Keep the rest simple for {occasion}, since {this} {word} in {tone} will do all the talking.',
-           'A non_negative_int choice for {occasion}, and just as welcome in {season} as during the rest of the year.',
+           'A natural choice for {occasion}, and just as welcome in {season} as during the rest of the year.',
            'Style Note: combine {this} {word} with neutral basics for {occasion}, or mix it with colours that you love.')
 OCCASIONS = ('a weekend in town', 'lazy afternoons', 'an evening with friends', 'long holidays', 'quiet days at home', 'a festive party')
 
