@@ -81,7 +81,7 @@ def large(n, folder):
     for name, old in zip(names, table['image']): os.link(folder/f'original-{old}', folder/name)
     vectors = np.random.default_rng(0).standard_normal((n, embedding_size(small.model)), dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    data = dict(embeddings=vectors, image_names=np.array(names), dataframe=table.assign(image=names), weights_hash=weights_hash(small.model), picture_set='')
+    data = dict(embeddings=vectors, image_names=np.array(names), dataframe=table.assign(image=names), weights_hash=weights_hash(small.model), image_set='')
     return Searcher(small.model, small.processor, data, folder)
 
 
