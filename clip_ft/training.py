@@ -302,6 +302,7 @@ class Loop:
     ):
         self.run, self.processor, self.paths, self.key, self.val, self.test = run, processor, paths, key, val, test
         self.snapshots, self.main = Snapshots(paths.last), run.rank == 0
+        self.snapshots.saved = time.monotonic()
         self.rows, self.best, self.order, self.total, self.handle, self.lost = [], None, None, None, None, LostInterrupts()
         self.drawn, self.behind = time.monotonic(), True     # when the picture was drawn, and whether it lacks an epoch
 
@@ -338,7 +339,7 @@ class Loop:
             gain = lambda: METRICS[c.monitor]*(row[f'val_{c.monitor}']-self.best[f'val_{c.monitor}'])
             if epoch and (self.best is None or not self.val or gain() > 0):
                 self.best = row
-                self.snapshots.later(save_best, self.paths, run.model, self.processor, on_cpu(merged_state_dict(run.model)), dict(config=asdict(c), base=run.model.name_or_path, **row))
+                self.snapshots.submit(save_best, self.paths, run.model, self.processor, on_cpu(merged_state_dict(run.model)), dict(config=asdict(c), base=run.model.name_or_path, **row))
         self.rows.append(row)
         if not IN_NOTEBOOK: print('  '.join([f'epoch {epoch}', *(f'{k} {row[k]:.4f}' for k in ('train_loss', 'val_loss', 'test_loss', 'val_hit_rate@5', 'test_hit_rate@5') if not math.isnan(row.get(k, math.nan)))]), flush=True)
         self.show(IN_NOTEBOOK or time.monotonic()-self.drawn > 20)
