@@ -51,7 +51,7 @@ def _as_texts(column: pd.Series) -> pd.Categorical:
 
 
 def _as_numbers(column: pd.Series) -> np.ndarray | None:
-    "A column as floats, NaN where it is empty; None unless it holds at least three different numbers and no other text."
+    "A column as floats, NaN where it is empty; None unless it holds at least three different numbers and no text."
     texts = column.astype(object).fillna('').astype(str).str.strip().str.lower().replace({'nan': '', 'none': ''})
     numbers = pd.to_numeric(texts, errors='coerce').to_numpy(float)
     filled = numbers[(texts != '').to_numpy()]

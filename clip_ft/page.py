@@ -38,6 +38,16 @@ class Query:
         "Whether there is nothing to search for."
         return not (self.text.strip() or self.like or self.image)
 
+    def remove(
+        self,
+        part: str, # column of a filter, or image, like or without
+    ) -> 'Query':
+        "The query without one of its parts."
+        if part in self.where:
+            return replace(self, where={column: wanted for column, wanted in self.where.items() if column != part})
+        empty: dict = {'image': b'', 'like': '', 'without': ''}
+        return replace(self, **{part: empty[part]}) if part in empty else self
+
 # %% ../nbs/72_page.ipynb #534fd403
 def _extends(query: Query, current: Query) -> bool:
     "Whether a query only continues the text of another one."
