@@ -114,8 +114,8 @@ def preview(
 ) -> HTML: # output of a cell
     "HTML with the style of the page, in a notebook without widgets."
     style = static_file('page.css').read_text(encoding='utf-8')
-    background = 'background: var(--jp-layout-color1, #fff)'
-    return HTML(f'<style>{style}</style><div class="cf-page" style="{background}"><div class="cf-pane">{html}</div></div>')
+    box = f'<div class="cf-page" style="background: var(--jp-layout-color1, #fff)"><div class="cf-pane">{html}</div></div>'
+    return HTML(f'<style>{style}</style>{box}')
 
 # %% ../nbs/70_cards.ipynb #a4108176
 def grid(

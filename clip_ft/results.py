@@ -67,7 +67,8 @@ def no_results(
 ) -> Markup: # HTML
     "What to do if nothing was found."
     if not query.where or facets.mask(query.where).any():
-        return message('Nothing was found', 'Try another query, fewer filters, or one of these:', _example_chips(facets))
+        text = 'Try another query, fewer filters, or one of these:'
+        return message('Nothing was found', text, _example_chips(facets))
     chips = []
     for column, number in counts_without(facets, query.where).items():
         chips.append(Chip(f'Without the filter {column_label(column)}: {number:,} left', 'remove', column))

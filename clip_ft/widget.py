@@ -61,6 +61,9 @@ class SearchWidget(widgets.VBox):
         self.main = widgets.VBox([self.tools, self.mix, self.pane]).add_class('cf-main')
         super().__init__([self.bar, widgets.HBox([self.filters, self.main]).add_class('cf-columns')])
         self.add_class('cf-page')
+        self.settings = dict(
+            text=self.query, without=self.without, image_weight=self.image_weight, top_k=self.top_k, sort=self.sort,
+            collapse=self.collapse)
         self._connect()
         self.search()
         self.debouncer.enqueue(self._warm_up)
@@ -114,7 +117,7 @@ def _make_tools(self: SearchWidget, top_k: int):
 def _connect(self: SearchWidget):
     "Call the methods of the page when somebody uses a widget."
     for text in (self.query, self.without):
-        text.observe(self.notify_typing, 'value')
+        text.observe(partial(self.notify, delay=self.pause), 'value')
         text.on_msg(self.handle_message)
     for widget in (self.image_weight, self.top_k, self.sort, self.collapse, self.compare):
         widget.observe(self.notify, 'value')
@@ -133,12 +136,6 @@ def notify(self: SearchWidget, _change=None, delay: float = 0):
 
 
 @patch
-def notify_typing(self: SearchWidget, _change):
-    "A text has changed: search when nobody has typed for a moment."
-    self.notify(delay=self.pause)
-
-
-@patch
 def handle_message(self: SearchWidget, _widget, content: dict, _buffers: list):
     "A message from a text field: Enter searches at once."
     if content.get('event') == 'submit':
@@ -154,17 +151,8 @@ def _move(self: SearchWidget, step: int, _button):
 @patch
 def current_query(self: SearchWidget) -> Query:
     "The query on the page."
-    return Query(
-        text=self.query.value,
-        without=self.without.value,
-        like=self.like,
-        image=self.image,
-        image_weight=self.image_weight.value,
-        where=self.filters.where,
-        top_k=self.top_k.value,
-        sort=self.sort.value,
-        collapse=self.collapse.value,
-    )
+    values = {name: widget.value for name, widget in self.settings.items()}
+    return Query(like=self.like, image=self.image, where=self.filters.where, **values)
 
 
 @patch
@@ -174,15 +162,11 @@ def set_query(
 ):
     "Set the page to a query, and search."
     self.updating = True
-    self.query.value = query.text
-    self.without.value = query.without
+    for name, widget in self.settings.items():
+        widget.value = getattr(query, name)
     self.like = query.like
     self.image = query.image
-    self.image_weight.value = query.image_weight
     self.filters.set_where(query.where)
-    self.top_k.value = query.top_k
-    self.sort.value = query.sort
-    self.collapse.value = query.collapse
     self.updating = False
     self.notify()
 
@@ -234,8 +218,7 @@ def _update_widgets(self: SearchWidget, query: Query):
     has_both = query.text.strip() and (query.like or query.image)
     self.mix.layout.display = None if has_both else 'none'
     is_empty = not any(len(table) for table in self.results.values())
-    self.csv.disabled = is_empty
-    self.contact_sheet.disabled = is_empty
+    self.csv.disabled = self.contact_sheet.disabled = is_empty
     self.filters.update_counts(query.where)
 
 # %% ../nbs/74_widget.ipynb #c90f1c74
