@@ -2,11 +2,11 @@
 
     python benchmarks/widget.py [--queries 60] [--products 50000]
 
-It is compared with a fixed pool of 24 cards, each a box, an image, a text and a button of ipywidgets, refilled for each query
-with hold_sync: same search, same thumbnails, same delay after typing. Both are served with Voila to headless Chromium, with the
-demo catalogue and with a synthetic one (random vectors, the demo's images under many names). The time runs from the `input`
-event of the last key to the second frame after the results are in the page, so it includes the delay. Also reported: the
-widget state that a saved notebook keeps.
+It is compared with a fixed pool of 24 cards, each a box, an image, a text and a button of ipywidgets, refilled for
+each query with hold_sync: same search, same thumbnails, same delay after typing. Both are served with Voila to headless
+Chromium, with the demo catalogue and with a synthetic one (random vectors, the demo's images under many names). The time runs from the
+`input` event of the last key to the second frame after the results are in the page, so it includes the delay. Also reported:
+the widget state that a saved notebook keeps.
 """
 import argparse
 import json
@@ -83,7 +83,8 @@ class Pool(widgets.VBox):
         self.query = widgets.Text(placeholder='What are you looking for?')
         self.status = widgets.HTML()
         self.cards = [Card() for _ in range(CARDS)]
-        super().__init__([self.query, self.status, widgets.Box(self.cards, layout=widgets.Layout(flex_flow='row wrap'))])
+        rows = widgets.Box(self.cards, layout=widgets.Layout(flex_flow='row wrap'))
+        super().__init__([self.query, self.status, rows])
         self.query.observe(self.notify, 'value')
         self.debouncer.submit(self.update)
 
@@ -154,9 +155,9 @@ def in_browser(expression, queries):
         port = sock.getsockname()[1]
     code = f'import sys\nsys.path.insert(0, {str(HERE)!r})\nfrom widget import *\n{expression}'
     kernel = {'display_name': 'python3', 'language': 'python', 'name': 'python3'}
-    cells = [nbformat.v4.new_code_cell(code)]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)], metadata={'kernelspec': kernel})
     with tempfile.TemporaryDirectory() as folder:
-        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={'kernelspec': kernel}), Path(folder)/'page.ipynb')
+        nbformat.write(notebook, Path(folder)/'page.ipynb')
         command = [Path(sys.executable).parent/'voila', 'page.ipynb', '--no-browser', f'--port={port}']
         server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
@@ -180,8 +181,9 @@ def report_saved_state(searcher):
     page.query.value = 'blue jeans'
     page.debouncer.wait()
     state = len(json.dumps(widgets.Widget.get_manager_state()))/1e6
-    html = page.pane.html
-    print(f'a saved notebook with {html.count("<article")} cards keeps {state:.2f} MB of widget state, {len(html)/1e6:.2f} MB of it cards')
+    cards = len(page.pane.html)/1e6
+    number = page.pane.html.count('<article')
+    print(f'a saved notebook with {number} cards keeps {state:.2f} MB of widget state, {cards:.2f} MB of it cards')
 
 
 def main():
