@@ -2,11 +2,12 @@
 
     python benchmarks/widget.py [--queries 60] [--products 50000]
 
-It is compared with a fixed pool of 24 cards, each a box, an image, a text and a button of ipywidgets, refilled for
-each query with hold_sync: same search, same thumbnails, same delay after typing. Both are served with Voila to headless
-Chromium, with the demo catalogue and with a synthetic one (random vectors, the demo's images under many names). The time runs from the
-`input` event of the last key to the second frame after the results are in the page, so it includes the delay. Also reported:
-the widget state that a saved notebook keeps.
+It is compared with a fixed pool of 24 cards, each a box, an image, a text and a button of ipywidgets, refilled for each
+query with hold_sync: same search, same thumbnails, same delay after typing. Both are served with Voila to headless
+Chromium, with the demo catalogue and with a synthetic one (random vectors, the demo's images under many names).
+
+The time runs from the `input` event of the last key to the second frame after the results are in the page, so it
+includes the delay. Also reported: the widget state that a saved notebook keeps.
 """
 import argparse
 import json

@@ -15,7 +15,7 @@ from functools import partial
 from markupsafe import Markup
 from pathlib import Path
 
-from .cards import Chip, Pane, Thumbnails, chip_row, details, message
+from .cards import Chip, Pane, Thumbnails, chip_row, column_label, details, message
 from .checkpoints import weights_hash
 from .core import InputError, Paths
 from .filters import Facets, Filters
