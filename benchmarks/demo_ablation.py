@@ -47,10 +47,10 @@ def fresh_gallery(folder):
 
 def measure(model, processor, products, images):
     "Name of a figure -> its value for each query or picture that it is about."
-    from clip_ft.dataset import attribute_phrases
-    from clip_ft.evaluation import attribute_queries
-    from clip_ft.model import embed_images, embed_texts
-    from clip_ft.training import image_paths
+    from clip_ft.texts import attribute_phrases
+    from clip_ft.queries import attribute_queries
+    from clip_ft.encode import embed_images, embed_texts
+    from clip_ft.data import image_paths
     asked, categories = attribute_queries(products, "colour"), products["category"].to_numpy()
     pictures = embed_images(model, processor, image_paths(products, images), progress=False)
     top = np.argsort(-(embed_texts(model, processor, asked.texts) @ pictures.T), axis=1, kind="stable")[:, :5]
@@ -68,7 +68,9 @@ def measure(model, processor, products, images):
 
 def prepare(root, products):
     "Draw and split the shop, draw the gallery: (paths, folder, gallery)."
-    from clip_ft.data import Paths, get_data, preprocess
+    from clip_ft.core import Paths
+    from clip_ft.data import preprocess
+    from clip_ft.sources import get_data
     paths = Paths(root/"shop")
     folder = get_data("demo", paths, limit=products)
     if not paths.train_csv.exists(): preprocess(paths)
@@ -77,9 +79,11 @@ def prepare(root, products):
 
 def run(name, seed, shop, out, epochs, more):
     "Train, measure, write down."
-    from clip_ft.data import Paths, image_folder, load_split
-    from clip_ft.model import load_checkpoint, save_checkpoint
-    from clip_ft.training import demo_config, open_model, train
+    from clip_ft.core import Paths
+    from clip_ft.data import image_folder, load_split
+    from clip_ft.checkpoints import load_checkpoint, save_checkpoint
+    from clip_ft.train_command import demo_config, open_model
+    from clip_ft.training import train
     file, again = out/f"{name}.{seed}.npz", name.startswith("again")
     if file.exists(): return
     paths, folder, gallery = shop
@@ -97,7 +101,7 @@ def run(name, seed, shop, out, epochs, more):
         figures = measure(model, processor, *gallery)
         if name == "demo": save_checkpoint(out/f"demo.{seed}.pt", model)
     np.savez(file, **figures)
-    print(json.dumps(dict(variant=name, seed=seed, train_seconds=round(seconds), epochs=int(history.epoch.max()), test_recall5=round(float(history[history.kept]["test_recall@5"].iloc[0]), 4), **{k: round(float(v.mean()), 4) for k, v in figures.items()})), flush=True)
+    print(json.dumps(dict(variant=name, seed=seed, train_seconds=round(seconds), epochs=int(history.epoch.max()), test_recall5=round(float(history[history.kept]["test_hit_rate@5"].iloc[0]), 4), **{k: round(float(v.mean()), 4) for k, v in figures.items()})), flush=True)
 
 
 def table(out, names):

@@ -33,15 +33,17 @@ def timed(name, count, config, tflops, work):
 
 
 def ours(args):
-    from clip_ft.data import Paths, catalogue_folder, image_folder, load_split
-    from clip_ft.dataset import Geometry, PixelCache, to_device
-    from clip_ft.model import embed_images, load_model, model_device
-    from clip_ft.training import image_paths
+    from clip_ft.core import Paths
+    from clip_ft.data import catalogue_folder, image_folder, load_split
+    from clip_ft.dataset import PixelCache, ResizeSpec, to_device
+    from clip_ft.encode import embed_images
+    from clip_ft.model import load_model, model_device
+    from clip_ft.data import image_paths
     paths = Paths(args.root)
     products = load_split(paths)[0]
     files = image_paths(products, image_folder(catalogue_folder(paths), products))
     model, processor = load_model(args.model)
-    cache = PixelCache.build(files, Geometry.of(processor), paths.pixels)
+    cache = PixelCache.build(files, ResizeSpec.from_processor(processor), paths.pixels)
     embed = lambda images, rows=None: embed_images(model, processor, images, progress=False, rows=rows)
     embed(cache, np.arange(min(2048, len(cache))))
     run = lambda name, count, work: timed(f"clip_ft, {name}", count, model.config, args.tflops, work)
@@ -55,8 +57,9 @@ def ours(args):
 
 def sentence_transformers(args):
     import torch
-    from clip_ft.data import Paths, catalogue_folder, image_folder, load_split
-    from clip_ft.training import image_paths
+    from clip_ft.core import Paths
+    from clip_ft.data import catalogue_folder, image_folder, load_split
+    from clip_ft.data import image_paths
     from sentence_transformers import SentenceTransformer
     from transformers import AutoConfig
     paths = Paths(args.root)

@@ -26,7 +26,7 @@ from importlib.metadata import version
 
 import numpy as np
 
-FIGURES = ("recall@1", "recall@10", "found@10", "precision@10", "mrr", "map", "ndcg@10")
+METRICS = ("hit_rate@1", "hit_rate@10", "hit_rate@10", "precision@10", "mrr", "map", "ndcg@10")
 
 
 def make(args):
@@ -74,12 +74,12 @@ def trec_eval(queries, gallery, relevant):
         found = pytrec_eval.RelevanceEvaluator(judged, {"success.1,5,10", "recall.1,5,10", "P.1,5,10", "recip_rank", "map", "ndcg_cut.10"}).evaluate(run)
         for o in found.values():
             for k, v in o.items(): total[k] = total.get(k, 0)+v/n
-    return {"recall@1": total["success_1"], "recall@10": total["success_10"], "found@10": total["recall_10"], "precision@10": total["P_10"], "mrr": total["recip_rank"], "map": total["map"], "ndcg@10": total["ndcg_cut_10"]}
+    return {"hit_rate@1": total["success_1"], "hit_rate@10": total["success_10"], "hit_rate@10": total["recall_10"], "precision@10": total["P_10"], "mrr": total["recip_rank"], "map": total["map"], "ndcg@10": total["ndcg_cut_10"]}
 
 
 def ranx(queries, gallery, relevant):
     import ranx
-    names = {"hit_rate@1": "recall@1", "hit_rate@10": "recall@10", "recall@10": "found@10", "precision@10": "precision@10", "mrr": "mrr", "map": "map", "ndcg@10": "ndcg@10"}
+    names = {"hit_rate@1": "hit_rate@1", "hit_rate@10": "hit_rate@10", "hit_rate@10": "hit_rate@10", "precision@10": "precision@10", "mrr": "mrr", "map": "map", "ndcg@10": "ndcg@10"}
     total = {}
     for i in range(0, len(queries), 50):
         judged, run = as_dicts(queries[i:i+50], gallery, relevant[i:i+50])
@@ -90,7 +90,7 @@ def ranx(queries, gallery, relevant):
 def torchmetrics(queries, gallery, relevant):
     import torch
     from torchmetrics import retrieval as R
-    kinds = {"recall@1": R.RetrievalHitRate(top_k=1), "recall@10": R.RetrievalHitRate(top_k=10), "found@10": R.RetrievalRecall(top_k=10), "precision@10": R.RetrievalPrecision(top_k=10),
+    kinds = {"hit_rate@1": R.RetrievalHitRate(top_k=1), "hit_rate@10": R.RetrievalHitRate(top_k=10), "hit_rate@10": R.RetrievalRecall(top_k=10), "precision@10": R.RetrievalPrecision(top_k=10),
              "mrr": R.RetrievalMRR(), "map": R.RetrievalMAP(), "ndcg@10": R.RetrievalNormalizedDCG(top_k=10)}
     # above 0, because torchmetrics takes a score of 0 or less for "not found"
     scores, target = torch.from_numpy(queries @ gallery.T).double()+2, torch.zeros(len(queries), len(gallery), dtype=torch.bool)
@@ -140,7 +140,7 @@ def main():
             print(f"{peer:13} is not installed", flush=True)
             continue
         found = run(args, peer, args.peer_queries)
-        apart = max(abs(found["figures"][o]-piece["figures"][o]) for o in FIGURES)
+        apart = max(abs(found["figures"][o]-piece["figures"][o]) for o in METRICS)
         print(f"{peer:13}{found['seconds']:8.1f} s   peak {found['peak_GB']:.2f} GB   the first {args.peer_queries} queries only; in proportion {found['seconds']*args.n/args.peer_queries/60:.0f} minutes for all (an estimate); figures differ by {apart:.1e}", flush=True)
         assert apart < 1e-5, (peer, found["figures"], piece["figures"])
 

@@ -32,12 +32,12 @@ def memory():
 def work(how, photos, size, folder):
     "The work to measure; returns how many pictures were done."
     import numpy as np
-    from clip_ft.dataset import Geometry, PixelCache, read_pixels
+    from clip_ft.dataset import PixelCache, ResizeSpec, read_pixels
     if how == "PixelCache.build": return len(PixelCache.build(photos, size, folder))
     if how == "PixelCache.build again": return len(PixelCache.build(photos, size, folder))
     if how == "PixelCache.build, one thread": return len(PixelCache.build(photos, size, Path(folder)/"one", workers=1))
     if how == "decoding alone, all threads":
-        with ThreadPoolExecutor(CORES) as pool: return sum(1 for _ in pool.map(lambda p: read_pixels(p, Geometry(size)), photos))
+        with ThreadPoolExecutor(CORES) as pool: return sum(1 for _ in pool.map(lambda p: read_pixels(p, ResizeSpec(size)), photos))
     if how == "decoding alone, a process a core":
         with multiprocessing.Pool(CORES) as pool: return sum(pool.imap_unordered(partial(decode, size), [photos[i:i+32] for i in range(0, len(photos), 32)]))
     from PIL import Image
@@ -50,8 +50,8 @@ def work(how, photos, size, folder):
 
 
 def decode(size, photos):
-    from clip_ft.dataset import Geometry, read_pixels
-    return sum(read_pixels(o, Geometry(size)) is not None for o in photos)
+    from clip_ft.dataset import ResizeSpec, read_pixels
+    return sum(read_pixels(o, ResizeSpec(size)) is not None for o in photos)
 
 
 def measure(how, photos, size, folder):

@@ -21,7 +21,8 @@ import simsimd
 import torch
 
 from clip_ft.embedding import load_embeddings, save_embeddings
-from clip_ft.exact import Contains, ExactIndex
+from clip_ft.exact import ExactIndex
+from clip_ft.where import Contains
 
 GENDERS, KINDS, COLOURS = ('women', 'men', 'unisex'), ('dress', 'jeans', 'shirt', 'watch', 'handbag', 'sandals', 'skirt', 'belt', 'cap', 'scarf'), ('red', 'blue', 'black', 'white', 'green', 'pink', 'grey', 'brown')
 
@@ -62,11 +63,12 @@ def exact_search(args, folder):
         return rows[np.argsort(-scores[rows])]
     def plain(query): return best(vectors @ query)
     def path(where):
-        "Which way these queries go, seen from outside: what is scored one by one after the bounds."
+        "Which way these queries go, seen from outside: the rows that the 8-bit pass leaves."
         scored = []
-        index._decide = lambda rows, *args: scored.append(len(rows)) or ExactIndex._decide(index, rows, *args)
+        bounds, plain = index.int8_bounds, index.int8_bounds.candidates
+        bounds.candidates = lambda *args: (lambda rows: scored.append(len(rows)) or rows)(plain(*args))
         for q in queries[:200]: index.top(q[None], 10, where)
-        del index._decide
+        del bounds.candidates
         return dict(path='8 bits first', queries_so=len(scored)/200, scored_p50=int(np.median(scored)), scored_max=max(scored)) if scored else dict(path='float32')
     say('first query of a new ExactIndex, float32 alone', timed(lambda q: (lambda o: (o.embeddings, best(np.vecdot(o.embeddings, q))))(ExactIndex(data)), queries[:3]))
     say('first query of a new ExactIndex: makes the copy in 8 bits', timed(lambda q: ExactIndex(data).top(q[None], 10), queries[:3]), copy_MB=round(vectors.size/1e6, 1), float32_MB=round(vectors.nbytes/1e6, 1))
@@ -91,7 +93,9 @@ def exact_search(args, folder):
 
 def typed(args, folder):
     from transformers import CLIPConfig, CLIPModel
-    from clip_ft.model import embed_texts, model_id, tiny_model
+    from clip_ft.checkpoints import weights_hash
+    from clip_ft.encode import embed_texts
+    from clip_ft.model import tiny_model
     from clip_ft.search import Searcher
     torch.set_num_threads(os.cpu_count())
     texts = [f'{g} {c} {k} {extra}' for g in GENDERS for c in COLOURS for k in KINDS for extra in ('', 'for the summer', 'with long sleeves and a round neck')]
@@ -100,7 +104,7 @@ def typed(args, folder):
     model, (_, processor) = CLIPModel(CLIPConfig()).eval(), tiny_model(texts)
     model.config.text_config.eos_token_id = processor.tokenizer.eos_token_id
     vectors, table = synthetic(args.products)
-    searcher = Searcher(model, processor, dict(embeddings=vectors, image_names=table.image, dataframe=table, model_id=model_id(model)))
+    searcher = Searcher(model, processor, dict(embeddings=vectors, image_names=table.image, dataframe=table, weights_hash=weights_hash(model)))
     for o in texts[:5]: searcher.search(o, 10)
     say('typed query to results, ViT-B/32', timed(lambda o: searcher.search(o, 10), texts[5:5+args.texts]), threads=torch.get_num_threads())
     say('the same queries again', timed(lambda o: searcher.search(o, 10), texts[5:5+args.texts]))

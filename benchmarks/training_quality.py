@@ -26,7 +26,7 @@ combined is the recipe with all of --combine; combined-X is that without X. befo
 with --seeds seeds, which decide batches, augmentation and the validation part; train and test are the same for all.
 
 Queries: names (display names) and full texts, where the product and its twins are right; and short ones, "blue jeans": every
-combination of colour and category that occurs, every product that has both is right. recall@k is the share of queries with
+combination of colour and category that occurs, every product that has both is right. hit_rate@k is the share of queries with
 a right answer among the first k; precision@5 is the share of right ones among the first 5, or of as many as there are if
 fewer. confusion: of the first 5 answers to "red dresses", how many are nightdresses, and so on for PAIRS, both ways.
 Queries count as home or elsewhere by their product. Intervals: 95 %, bootstrap over queries, each the mean of its seeds;
@@ -70,7 +70,8 @@ ALPHAS = [round(.1*o, 1) for o in range(11)]
 class Worlds:
     "The products of both worlds, split."
     def __init__(self, root):
-        from clip_ft.data import Paths, catalogue_folder, image_folder, load_split
+        from clip_ft.core import Paths
+        from clip_ft.data import catalogue_folder, image_folder, load_split
         self.paths = Paths(root)
         products, self.test = load_split(self.paths)
         self.images = image_folder(catalogue_folder(self.paths), self.test)
@@ -82,13 +83,13 @@ class Worlds:
 class Gallery:
     "Pictures that are searched, and what is right for each name."
     def __init__(self, worlds, products, processor, device):
-        from clip_ft.data import twin_groups
-        from clip_ft.dataset import Geometry, PixelCache, to_device
-        from clip_ft.metrics import twin_relevance
-        from clip_ft.training import image_paths
+        from clip_ft.data import duplicate_groups
+        from clip_ft.dataset import PixelCache, ResizeSpec, to_device
+        from clip_ft.metrics import relevant_rows
+        from clip_ft.data import image_paths
         self.products, self.home = products.reset_index(drop=True), products["category"].isin(HOME).to_numpy()
-        cache = PixelCache.build(image_paths(products, worlds.images), Geometry.of(processor), worlds.paths.pixels)
-        self.pixels, self.relevant = to_device(cache.pixels, device), twin_relevance(twin_groups(self.products))
+        cache = PixelCache.build(image_paths(products, worlds.images), ResizeSpec.from_processor(processor), worlds.paths.pixels)
+        self.pixels, self.relevant = to_device(cache.pixels, device), relevant_rows(duplicate_groups(self.products))
 
 
 def make_model(texts, args):
@@ -127,17 +128,17 @@ def lighter_train():
 def twins_unknown(hide=True):
     "Inside, train() takes each product for one of a kind: in the loss, in the choice of batches and in what it measures. What is set aside is still cut between twins."
     from clip_ft import trainer, training
-    groups, loss = training.twin_groups, trainer.model_loss
+    groups, loss = training.duplicate_groups, trainer.model_loss
     if hide:
-        trainer.twin_groups = training.twin_groups = lambda products: np.arange(len(products), dtype=np.int64)
+        trainer.duplicate_groups = training.duplicate_groups = lambda products: np.arange(len(products), dtype=np.int64)
         trainer.model_loss = lambda model, image_embeds, text_embeds, _=None, rows=slice(None): loss(model, image_embeds, text_embeds, None, rows)
     try: yield
-    finally: trainer.twin_groups, training.twin_groups, trainer.model_loss = groups, groups, loss
+    finally: trainer.duplicate_groups, training.duplicate_groups, trainer.model_loss = groups, groups, loss
 
 
 def fit(model, processor, products, worlds, config):
     "train() on these products; checkpoints go to a folder that is removed, pixels to the one that all runs share."
-    from clip_ft.data import Paths
+    from clip_ft.core import Paths
     from clip_ft.training import train
     with tempfile.TemporaryDirectory() as folder:
         paths = Paths(folder)
@@ -152,7 +153,9 @@ def pretrain_config(args):
 
 def prepare(args):
     "Bring in and split the catalogue, pretrain, and decode every picture that the runs will want, where that isn't done yet."
-    from clip_ft.data import Paths, get_data, preprocess
+    from clip_ft.core import Paths
+    from clip_ft.data import preprocess
+    from clip_ft.sources import get_data
     from clip_ft.model import default_device, load_model, save_model
     start, paths = time.perf_counter(), Paths(args.root)
     get_data(args.catalogue, paths, 1500 if args.tiny else None)
@@ -235,7 +238,7 @@ def run(args, worlds, test, short, name, seed, settings):
 
 def short_queries(gallery):
     "(texts, the rows that are right, category of each): every combination of colour and category in the gallery."
-    from clip_ft.dataset import attribute_phrases
+    from clip_ft.texts import attribute_phrases
     products = gallery.products
     phrases = attribute_phrases(products)["colour"][~products["baseColour"].str.strip().isin(["", "NA"])]
     found = phrases.groupby(phrases).indices
@@ -245,14 +248,14 @@ def short_queries(gallery):
 
 def with_ranks(kind, home, ranks):
     "The figures of each query, home's and elsewhere's apart."
-    figures = {f"recall@{k}": ranks <= k for k in (1, 5, 10)} | dict(mrr=1/ranks)
+    figures = {f"hit_rate@{k}": ranks <= k for k in (1, 5, 10)} | dict(mrr=1/ranks)
     return {f"{kind} {side} {k}": v[mine].astype(np.float32) for side, mine in (("home", home), ("elsewhere", ~home)) for k, v in figures.items()}
 
 
 def evaluate(model, processor, test, short):
     "Name of a figure -> its value for each query."
     from clip_ft.metrics import best_ranks
-    from clip_ft.model import embed_images, embed_texts
+    from clip_ft.encode import embed_images, embed_texts
     images, values = embed_images(model, processor, test.pixels, progress=False), {}
     for kind, column in (("names", "display name"), ("full texts", "full_text")):
         values |= with_ranks(kind, test.home, best_ranks(embed_texts(model, processor, test.products[column]), images, test.relevant))
@@ -281,7 +284,8 @@ def curve_parts(worlds, args, seed=0):
 def curve(model, processor, base, parts):
     "Recall@5 of names at each alpha, a dict a point; the model has its own weights again afterwards."
     from clip_ft.metrics import best_ranks
-    from clip_ft.model import embed_images, embed_texts, interpolate_weights
+    from clip_ft.checkpoints import interpolate_weights
+    from clip_ft.encode import embed_images, embed_texts
     tuned, points = {k: v.clone() for k, v in model.state_dict().items()}, []
     for alpha in ALPHAS:
         model.load_state_dict(interpolate_weights(base, tuned, alpha))
@@ -324,7 +328,7 @@ def tables(found):
     percent = lambda x: f"{100*x.mean():.1f} ({' to '.join(f'{100*o:.1f}' for o in interval(x))})"
     change = lambda x: f"{100*x.mean():+.1f} ({' to '.join(f'{100*o:+.1f}' for o in interval(x))})"
     keys = list(next(iter(found.values())))
-    chosen = [o for o in ("names home recall@5", "full texts home recall@5", "short home recall@5", "short home precision@5", "names elsewhere recall@5", "short elsewhere recall@5", "confusion all") if o in keys]
+    chosen = [o for o in ("names home hit_rate@5", "full texts home hit_rate@5", "short home hit_rate@5", "short home precision@5", "names elsewhere hit_rate@5", "short elsewhere hit_rate@5", "confusion all") if o in keys]
     rows = []
     for name, values in found.items():
         against = "combined" if name.startswith("combined-") else "recipe"

@@ -27,7 +27,9 @@ from training_peers import child, device_report, forward_flops, make_model, read
 
 def prepare(args):
     "Bring in and split the catalogue, and make the model, where they aren't there yet."
-    from clip_ft.data import Paths, get_data, preprocess
+    from clip_ft.core import Paths
+    from clip_ft.data import preprocess
+    from clip_ft.sources import get_data
     paths = Paths(args.root)
     get_data(args.catalogue, paths)
     if not paths.train_csv.exists(): preprocess(paths)
@@ -54,7 +56,7 @@ class Watch:
             return batch
 
         training.Loop.train_epoch, training.Trainer.inputs = train_epoch, read
-        for name in ("split_products", "run_key", "Trainer", "Gallery", "measure", "save_history", "load_checkpoint"): self.timed(training, name)
+        for name in ("split_products", "run_fingerprint", "Trainer", "Gallery", "measure", "save_history", "load_checkpoint"): self.timed(training, name)
         for name in ("TextSampler", "to_device"): self.timed(trainer, name)
         for owner, name in ((training.PixelCache, "build"), (training.Snapshots, "wait"), (training.Loop, "snapshot")): self.timed(owner, name)
 
@@ -84,7 +86,8 @@ class Watch:
 
 def measure(args, batch_size):
     from accelerate import PartialState
-    from clip_ft.data import Paths, catalogue_folder, image_folder, load_split
+    from clip_ft.core import Paths
+    from clip_ft.data import catalogue_folder, image_folder, load_split
     from clip_ft.model import load_model
     from clip_ft.training import TrainConfig, train
     paths, main = Paths(args.root), PartialState().is_main_process      # of several processes each gets a device of its own

@@ -52,10 +52,13 @@ def main():
     args, rest = parser.parse_known_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
-    from clip_ft.data import Paths, get_data_main, load_split, preprocess_main
+    from clip_ft.core import Paths
+    from clip_ft.data import load_split, preprocess_main
+    from clip_ft.sources import get_data_main
     from clip_ft.report import evaluate_main
-    from clip_ft.search import embed_main, search_main
-    from clip_ft.training import train_main
+    from clip_ft.embedding import embed_main
+    from clip_ft.search_command import search_main
+    from clip_ft.train_command import train_main
     from training_peers import make_model
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     print(json.dumps(dict(device=device, cores=os.cpu_count(), torch=torch.__version__, python=platform.python_version(), model=args.model)))

@@ -26,12 +26,14 @@ import numpy as np
 import pandas as pd
 
 from clip_ft.cards import Thumbnails
-from clip_ft.data import Paths
+from clip_ft.core import Paths
 from clip_ft.filters import Facets
-from clip_ft.model import embedding_size, load_model, model_id
+from clip_ft.checkpoints import weights_hash
+from clip_ft.model import embedding_size, load_model
 from clip_ft.page import Latest, Query, find
-from clip_ft.search import Searcher, embed_catalogue
-from clip_ft.training import demo_run
+from clip_ft.embedding import embed_catalogue
+from clip_ft.search import Searcher
+from clip_ft.train_command import demo_run
 from clip_ft.widget import SearchWidget
 
 HERE = Path(__file__).resolve().parent
@@ -79,7 +81,7 @@ def large(n, folder):
     for name, old in zip(names, table['image']): os.link(folder/f'original-{old}', folder/name)
     vectors = np.random.default_rng(0).standard_normal((n, embedding_size(small.model)), dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    data = dict(embeddings=vectors, image_names=np.array(names), dataframe=table.assign(image=names), model_id=model_id(small.model), picture_set='')
+    data = dict(embeddings=vectors, image_names=np.array(names), dataframe=table.assign(image=names), weights_hash=weights_hash(small.model), picture_set='')
     return Searcher(small.model, small.processor, data, folder)
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from clip_ft.data import Paths, get_data, preprocess
+from clip_ft.core import Paths
+from clip_ft.data import preprocess
+from clip_ft.sources import get_data
 
 BIN = Path(sys.executable).parent
 

@@ -17,7 +17,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from clip_ft.data import Paths, image_folder, catalogue_folder
+from clip_ft.core import Paths
+from clip_ft.data import catalogue_folder, image_folder
 from clip_ft.embedding import load_embeddings, save_embeddings
 from conftest import BIN
 
@@ -41,7 +42,7 @@ def hostile_shop(shop, tmp_path_factory):
     names[0] = FILE
     table['price'] = [str(5+i % 90) for i in range(len(table))]
     table.loc[0, ['image', 'display name', 'description', 'category', 'colour']] = [FILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE]
-    save_embeddings(paths.embeddings, data['embeddings'].copy(), names, table, data['model_id'])
+    save_embeddings(paths.embeddings, data['embeddings'].copy(), names, table, data['weights_hash'])
     return paths
 
 

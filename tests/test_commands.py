@@ -11,12 +11,13 @@ import pytest
 import torch
 from conftest import BIN, command, start
 
-from clip_ft.data import get_data_main, preprocess_main
+from clip_ft.data import preprocess_main
+from clip_ft.sources import get_data_main
 from clip_ft.report import evaluate_main
 from clip_ft.model import load_model, save_model, tiny_model
 from clip_ft.embedding import embed_main
-from clip_ft.search import search_main
-from clip_ft.training import train_main
+from clip_ft.search_command import search_main
+from clip_ft.train_command import train_main
 
 def test_the_whole_path(shop):
     root, said = shop
@@ -27,7 +28,7 @@ def test_the_whole_path(shop):
     assert history.epoch.tolist() == [0, 1, 2]
     assert (root/'checkpoints'/'training_history.png').read_bytes().startswith(b'\x89PNG')
     assert 'model_state_dict' in torch.load(root/'checkpoints'/'best_model.pt')
-    assert all(o in said['evaluate'] for o in ('clip_score', 'batch_accuracy', 'recall@1', 'recall@5', 'recall@10', 'mrr', 'median_rank', 'before'))
+    assert all(o in said['evaluate'] for o in ('clip_score', 'batch_accuracy', 'hit_rate@1', 'hit_rate@5', 'hit_rate@10', 'mrr', 'median_rank', 'before'))
     with np.load(root/'data'/'processed'/'image_embeddings.npz', allow_pickle=False) as f:
         assert f['embeddings'].shape == (sum(map(len, split)), 128)
     lines = said['search'].splitlines()

@@ -5,7 +5,8 @@ import shutil
 import pandas as pd
 import pytest
 
-from clip_ft.data import Paths, load_split, preprocess_main, product_ids
+from clip_ft.core import Paths
+from clip_ft.data import load_split, preprocess_main, product_ids
 from clip_ft.model import save_model, tiny_model
 from clip_ft.report import evaluate_main
 
@@ -25,7 +26,7 @@ def test_own_queries_and_the_report(place, run, tmp_path):
     pd.DataFrame(dict(query=['something warm', 'a present, "nice"', 'something warm'], image=[train.image[0], test.image[0], test.image[1]])).to_csv(tmp_path/'mine.csv', index=False)
     out = run(evaluate_main, '--root', root, '--model', model, '--queries', tmp_path/'mine.csv', '--report', tmp_path/'out'/'page.html')
     assert f'all {len(train)+len(test)} products' in out and 'Warning' not in out
-    lines = [o for o in out.split('Your queries')[1].splitlines() if 'recall@10' in o]
+    lines = [o for o in out.split('Your queries')[1].splitlines() if 'hit_rate@10' in o]
     assert len(lines) == 1 and 'mine' in out
     page = (tmp_path/'out'/'page.html').read_text(encoding='utf-8')
     assert page.startswith('<!DOCTYPE html>') and '<script' not in page and len(page) < 3e6 and page.count('<img') >= 5

@@ -15,8 +15,9 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from clip_ft.data import Paths
-from clip_ft.training import Snapshots, train_main
+from clip_ft.core import Paths
+from clip_ft.checkpoints import Snapshots
+from clip_ft.train_command import train_main
 
 KILLS, EPOCHS, STEPS = 20, 12, 60     # five steps an epoch
 # Everything that a snapshot must hold: optimizer, schedule, order of the batches, bank of embeddings, moving average, best epoch.
@@ -157,7 +158,7 @@ def test_damaged_snapshots(halfway, straight, start):
     root = copy(halfway, halfway.parent/'all')
     for o, harm in zip(Snapshots(Paths(root).last).files(), (flip, empty, truncate)): harm(o)
     said = finish(start(root))
-    assert 'begins anew' in said and 'Going on' not in said and 'Traceback' not in said
+    assert 'starts from the beginning' in said and 'Going on' not in said and 'Traceback' not in said
     same_end(root, straight)
 
 

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
-from clip_ft.data import Paths
+from clip_ft.core import Paths
 from clip_ft.report import evaluate_main
 from clip_ft.model import save_model, tiny_model
 from clip_ft.embedding import embed_main, load_embeddings, save_embeddings
-from clip_ft.search import plot_results, search_main
+from clip_ft.search import plot_results
+from clip_ft.search_command import search_main
 
 
 class Bomb:
@@ -125,7 +126,7 @@ def test_pictures_stay_inside_the_folder(copied_shop, run):
     data = load_embeddings(paths.embeddings)
     Image.new('RGB', (50, 50)).save(copied_shop/'secret.png')
     names = ['../../../secret.png', str(copied_shop/'secret.png'), *data['image_names'][2:]]
-    save_embeddings(paths.embeddings, np.array(data['embeddings']), names, data['dataframe'].assign(image=names), data['model_id'])
+    save_embeddings(paths.embeddings, np.array(data['embeddings']), names, data['dataframe'].assign(image=names), data['weights_hash'])
     shown = run(search_main, 'jeans', '--root', copied_shop, '--top-k', 1000)
     assert 'secret.png' in shown
     axes = plot_results(data['dataframe'].head(3).assign(image=names[:3], clip_score=1.), copied_shop/'data/extracted/data').axes
