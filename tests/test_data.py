@@ -703,7 +703,7 @@ def test_processes_decode_as_threads_do(catalogue, tmp_path, by_processes, monke
     def everything():
         checked = check_images(catalogue/'data', names)
         with pytest.raises(InputError, match='5.jpg.*not an image'): list(pixel_blocks([catalogue/'data'/o for o in names], geometry))
-        return checked.values.tolist(), np.concatenate(list(pixel_blocks(whole, geometry, block=6))), PixelCache.build(whole, 16, tmp_path/f'{core.PROCESS_THRESHOLD}').pixels
+        return checked.values.tolist(), np.concatenate(list(pixel_blocks(whole, geometry, block_size=6))), PixelCache.build(whole, 16, tmp_path/f'{core.PROCESS_THRESHOLD}').pixels
     several = everything()
     monkeypatch.setattr(core, 'PROCESS_THRESHOLD', 100)
     alone = everything()
