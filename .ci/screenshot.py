@@ -1,6 +1,6 @@
-"""Take the screenshot of the search page for README.md and the documentation: nbs/images/search-page.png.
+"""Take the screenshot of the search page that README.md and the documentation show: nbs/images/search-page.png.
 
-Needs Chromium, and the trained demo in runs/notebooks (any of the notebooks trains it): `make screenshot`.
+Needs Chromium, and a trained demo in runs/notebooks, which running any notebook creates: `make screenshot`.
 """
 import os
 import shutil
@@ -18,34 +18,41 @@ ROOT = Path(__file__).resolve().parent.parent
 PORT = 8899
 
 
-def take_screenshot():
-    "The page on the demo catalogue, as PNG."
-    with sync_playwright() as playwright:
-        chromium = shutil.which("chromium") or shutil.which("google-chrome")
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport=dict(width=1280, height=860))
-        page.goto(f"http://127.0.0.1:{PORT}", timeout=120000)
-        page.wait_for_selector(".cf-card", timeout=120000)
-        page.get_by_placeholder("What are you looking for?").fill("blue jeans")
-        page.wait_for_selector('.cf-grid[data-query="blue jeans"]')
-        page.locator(".cf-card").nth(1).hover()
-        page.wait_for_timeout(2000)
-        data = page.locator(".cf-page").screenshot()
-        browser.close()
-    return data
+def start_server():
+    "Start Voila with the search page of the demo; returns when it accepts connections."
+    command = [Path(sys.executable).parent / "voila", "app.ipynb", "--no-browser", f"--port={PORT}"]
+    environment = os.environ | {"CLIP_FT_ROOT": str(ROOT / "runs" / "notebooks")}
+    server = subprocess.Popen(command, cwd=ROOT / "nbs", env=environment)
+    while socket.socket().connect_ex(("127.0.0.1", PORT)):
+        if server.poll() is not None:
+            sys.exit("Voila did not start")
+        time.sleep(0.2)
+    return server
+
+
+def search(page):
+    "Search for blue jeans and hover over a card; returns a PNG of the page."
+    page.goto(f"http://127.0.0.1:{PORT}", timeout=120_000)
+    page.wait_for_selector(".cf-card", timeout=120_000)
+    page.get_by_placeholder("What are you looking for?").fill("blue jeans")
+    page.wait_for_selector('.cf-grid[data-query="blue jeans"]')
+    page.locator(".cf-card").nth(1).hover()
+    page.wait_for_timeout(2000)
+    return page.locator(".cf-page").screenshot()
 
 
 def main():
-    voila = [Path(sys.executable).parent / "voila", "app.ipynb", "--no-browser", f"--port={PORT}"]
-    env = os.environ | {"CLIP_FT_ROOT": str(ROOT / "runs" / "notebooks")}
-    server = subprocess.Popen(voila, cwd=ROOT / "nbs", env=env)
+    server = start_server()
     try:
-        while socket.socket().connect_ex(("127.0.0.1", PORT)):
-            time.sleep(.2)
-        image = Image.open(BytesIO(take_screenshot())).convert("RGB")
+        with sync_playwright() as playwright:
+            chromium = shutil.which("chromium") or shutil.which("google-chrome")
+            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            png = search(browser.new_page(viewport={"width": 1280, "height": 860}))
+            browser.close()
     finally:
         server.terminate()
         server.wait()
+    image = Image.open(BytesIO(png)).convert("RGB")
     image = image.crop((0, 0, image.width, 760)).quantize(128, dither=Image.Dither.NONE)
     image.save(ROOT / "nbs" / "images" / "search-page.png", optimize=True)
 
