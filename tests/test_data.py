@@ -29,7 +29,7 @@ from clip_ft.data import (
 )
 from clip_ft.images import check_images, open_image
 from clip_ft.sources import get_data, get_data_main, stratified_sample
-from clip_ft.tables import read_table
+from clip_ft.tables import read_table, write_table
 from clip_ft.dataset import PixelCache, ResizeSpec, pixel_blocks
 
 HEADER = 'image,description,display name,category\n'
@@ -153,7 +153,7 @@ def test_text_stays_text(tmp_path):
 def test_any_text_survives_a_round_trip(tmp_path):
     nasty = ['a\rb', 'a\nb', 'a\r\nb', '"', ',', ';', "it's", ' lead', '\ttab', '=1+1', '""', '😀', '\u2028']
     table = pd.DataFrame({'x': nasty, 'y': nasty[::-1]}, dtype=str)
-    data.write_table(table, tmp_path/'t.csv')
+    write_table(table, tmp_path/'t.csv')
     pd.testing.assert_frame_equal(read_table(tmp_path/'t.csv'), table)
 
 
@@ -703,7 +703,7 @@ def test_processes_decode_as_threads_do(catalogue, tmp_path, by_processes, monke
     def everything():
         checked = check_images(catalogue/'data', names)
         with pytest.raises(InputError, match='5.jpg.*not an image'): list(pixel_blocks([catalogue/'data'/o for o in names], geometry))
-        return checked.values.tolist(), np.concatenate(list(pixel_blocks(whole, geometry, block=6))), PixelCache.build(whole, 16, tmp_path/f'{core.PROCESS_THRESHOLD}').pixels
+        return checked.values.tolist(), np.concatenate(list(pixel_blocks(whole, geometry, block_size=6))), PixelCache.build(whole, 16, tmp_path/f'{core.PROCESS_THRESHOLD}').pixels
     several = everything()
     monkeypatch.setattr(core, 'PROCESS_THRESHOLD', 100)
     alone = everything()
