@@ -29,7 +29,7 @@ from .data import catalogue_folder, image_folder, load_split
 from .dataset import ResizeSpec, read_pixels
 from .encode import embed_images
 from .fast import half_copy
-from .images import image_problem
+from .images import ImageError, image_problem
 from .model import default_device, embedding_size, load_model, model_device
 
 # %% ../nbs/60_embedding.ipynb #96da3523
@@ -151,7 +151,7 @@ def read_image(
     digest = blake2b(data, digest_size=16).hexdigest()
     if digest in known: return digest, None, ''
     try: return digest, read_pixels(BytesIO(data), geometry), ''
-    except InputError as e: return '', None, str(e).removeprefix('the picture: ')
+    except ImageError as e: return '', None, e.reason
 
 
 def embed_blocks(
