@@ -18,7 +18,7 @@ from torch.nn import functional as F
 # %% ../nbs/21_augment.ipynb #4a570ea0
 class Augment(nn.Module):
     "Random rotation, crop, flip and colour jitter of a batch, each picture with its own draws."
-    draws = 9   # Random numbers that a picture needs
+    random_numbers_per_image = 9   # Random numbers that a picture needs
     def __init__(self,
         size: int, # Edge of the pictures, in pixels
     ):
@@ -28,11 +28,11 @@ class Augment(nn.Module):
     @torch.no_grad()
     def forward(self,
         pixels: torch.Tensor,          # uint8, or float in 0-1, [B, 3, size, size]
-        draws: torch.Tensor|None=None, # float [B, 9], uniform in 0-1; None: new ones from torch's generator of the device
+        random_numbers: torch.Tensor|None=None, # float [B, 9], uniform in 0-1; None: new ones from torch's generator of the device
     ) -> torch.Tensor:                 # float32 in 0-1, [B, 3, size, size]
-        if draws is None: draws = torch.rand(len(pixels), self.draws, device=pixels.device)
-        turned, mirrored, lit = (draws[:, :3] < .5).unbind(1)
-        angle, left, up, *light = (2*draws[:, 3:]-1).unbind(1)          # each uniform in -1 to 1
+        if random_numbers is None: random_numbers = torch.rand(len(pixels), self.random_numbers_per_image, device=pixels.device)
+        turned, mirrored, lit = (random_numbers[:, :3] < .5).unbind(1)
+        angle, left, up, *light = (2*random_numbers[:, 3:]-1).unbind(1)          # each uniform in -1 to 1
         angle = math.radians(10)*angle*turned
         shift = [torch.round(self.pad*o)*2/self.size for o in (left, up)]   # whole pixels: without a rotation nothing is blurred
         cos, sin, flip = angle.cos(), angle.sin(), 1-2*mirrored.float()

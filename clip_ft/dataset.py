@@ -28,15 +28,15 @@ from .images import open_image
 class ResizeSpec:
     "How a picture of any shape becomes a square of `size` x `size` pixels."
     size: int                              # Edge of the square that the model reads, in pixels
-    edge: int|None = None                  # Shortest edge after shrinking, in pixels, before the middle is cut out; `size` if None
-    crop: bool = True                      # True: keep proportions and cut out the middle (CLIP). False: squeeze (SigLIP)
+    shortest_edge: int|None = None         # Shortest edge after shrinking, in pixels, before the middle is cut out; None: size
+    center_crop: bool = True               # True: keep proportions and cut out the middle (CLIP). False: squeeze (SigLIP)
     resample: int = Image.Resampling.BICUBIC.value  # Pillow's resampling filter
 
     def __post_init__(self):
         if not (isinstance(self.size, int) and self.size > 0): raise InputError(f"The size of the pixels must be a positive whole number, not {self.size!r}.")
 
     @property
-    def shortest(self): return self.edge or self.size
+    def resized_edge(self): return self.shortest_edge or self.size
 
     @classmethod
     def from_processor(cls,
@@ -57,11 +57,11 @@ def read_pixels(
     geometry: ResizeSpec, # What the model wants to see
 ) -> np.ndarray:        # uint8 [3, size, size], RGB
     "Decode one picture into the pixels that the model's processor would make. Raises InputError if it can't be decoded."
-    g, im = geometry, open_image(image, size=geometry.shortest)
-    if g.crop:
+    g, im = geometry, open_image(image, size=geometry.resized_edge)
+    if g.center_crop:
         w, h = im.size
         short = min(w, h)
-        im = im.resize((int(g.shortest*w/short), int(g.shortest*h/short)), g.resample)
+        im = im.resize((int(g.resized_edge*w/short), int(g.resized_edge*h/short)), g.resample)
         left, top = (im.width-g.size)//2, (im.height-g.size)//2
         im = im.crop((left, top, left+g.size, top+g.size))
     else: im = im.resize((g.size, g.size), g.resample)

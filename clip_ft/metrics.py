@@ -14,6 +14,7 @@ import torch
 from .core import InputError
 from .data import duplicate_groups
 from .encode import embed_images, embed_texts
+from .fast import InferenceModel
 from .losses import model_loss
 from .texts import Tokens
 
@@ -264,6 +265,7 @@ def measure(
     batch_size: int=32, # Products that compete in the loss
 ) -> dict: # The figures named in `METRICS`
     "The recipe's figures, and retrieval of each product's picture by its text among all of the gallery, twins counting as right."
-    image_embeds = embed_images(model, processor, gallery.images, progress=False, rows=gallery.rows)
-    text_embeds = embed_texts(model, processor, gallery.tokens)
-    return batch_metrics(model, image_embeds, text_embeds, gallery.groups, batch_size) | rank_metrics(best_ranks(text_embeds, image_embeds, relevant_rows(gallery.groups)))
+    inference = InferenceModel.of(model)
+    image_embeds = embed_images(inference, processor, gallery.images, progress=False, rows=gallery.rows)
+    text_embeds = embed_texts(inference, processor, gallery.tokens)
+    return batch_metrics(inference.full, image_embeds, text_embeds, gallery.groups, batch_size) | rank_metrics(best_ranks(text_embeds, image_embeds, relevant_rows(gallery.groups)))

@@ -29,7 +29,7 @@ from clip_ft.data import (
 )
 from clip_ft.images import check_images, open_image
 from clip_ft.sources import get_data, get_data_main, stratified_sample
-from clip_ft.tables import read_table
+from clip_ft.tables import read_table, write_table
 from clip_ft.dataset import PixelCache, ResizeSpec, pixel_blocks
 
 HEADER = 'image,description,display name,category\n'
@@ -153,7 +153,7 @@ def test_text_stays_text(tmp_path):
 def test_any_text_survives_a_round_trip(tmp_path):
     nasty = ['a\rb', 'a\nb', 'a\r\nb', '"', ',', ';', "it's", ' lead', '\ttab', '=1+1', '""', '😀', '\u2028']
     table = pd.DataFrame({'x': nasty, 'y': nasty[::-1]}, dtype=str)
-    data.write_table(table, tmp_path/'t.csv')
+    write_table(table, tmp_path/'t.csv')
     pd.testing.assert_frame_equal(read_table(tmp_path/'t.csv'), table)
 
 
