@@ -9,32 +9,40 @@ __all__ = ['TrainingBatches']
 import pandas as pd
 import torch
 from concurrent.futures import ThreadPoolExecutor
+from fastcore.basics import patch
 from .augment import Augment
+from .core import InputError
 from .data import duplicate_groups
 from .dataset import Normalize, PixelCache, gather_pixels, to_device
 from .texts import TextSampler
 
 # %% ../nbs/23_batches.ipynb #b1a70008
 class TrainingBatches:
-    "Batches of training products, assembled on the device; a batch is a function of its rows, the seed and the step."
+    "Batches of training products, assembled on the device; a batch is a function of rows, seed and step."
     def __init__(self,
-        processor,              # Processor of the model
-        cache: PixelCache,      # Pixels of the products
+        processor, # Of the model
+        cache: PixelCache, # Pixels of the products
         products: pd.DataFrame, # N products, from clean_products
-        text_weights: dict,     # Kind of text -> how often batches show it, relative to the others
-        rows=None,              # int [N]: row of each product in the cache; None: 0 to N-1
-        device='cpu',           # Device of the model
-        augment: bool=True,     # Augment the images
-        seed: int=42,           # Of everything random
-        compile: bool=False,    # Compile the augmentation
+        text_weights: dict, # Kind of text -> how often batches show it, relative to the others
+        batch_size: int=32, # Products, over all processes
+        rows=None, # int [N]: row of each product in the cache; None: 0 to N-1
+        device='cpu', # Device of the model
+        augment: bool=True, # Augment the images
+        seed: int=42, # Of everything random
+        compile: bool=False, # Compile the augmentation
+        rank: int=0, # Number of this process
+        world: int=1, # Number of processes
     ):
-        self.device, self.seed = torch.device(device), seed
+        self.share = _share(batch_size, len(products), world) # products of a batch in this process
+        self.size = self.share*world # products of a batch
+        self.mine = slice(rank*self.share, (rank+1)*self.share)
+        self.device, self.seed, self.full_texts = torch.device(device), seed, list(products.full_text)
         self.rows = torch.arange(len(products)) if rows is None else torch.as_tensor(rows)
         self.groups = torch.from_numpy(duplicate_groups(products))
         self.augment = Augment(cache.size) if augment else None
         self.normalize = Normalize(processor).to(self.device)
-        multiple = 16 if self.device.type == 'cuda' else 1      # few widths of texts, so that few shapes are compiled
-        with ThreadPoolExecutor(1) as background:               # tokenizes while the pixels move to the device
+        multiple = 16 if self.device.type == 'cuda' else 1 # few widths of texts, few shapes to compile
+        with ThreadPoolExecutor(1) as background: # tokenizes while the pixels move
             texts = background.submit(TextSampler, processor, products, text_weights, self.device, multiple)
             self.transform = torch.compile(self._transform) if compile else self._transform
             self.pixels = to_device(cache.pixels, self.device)
@@ -43,22 +51,38 @@ class TrainingBatches:
     def __len__(self):
         return len(self.groups)
 
-    def batch(self,
-        rows: torch.Tensor,       # int64 [B] on the CPU: the products of the whole batch
-        step: int,                # Number of the step; with the seed, it decides texts and augmentation
-        share: slice=slice(None), # This process's share of the batch
-    ) -> dict[str, torch.Tensor]: # pixels, random_numbers, input_ids and attention_mask of the share; groups of the batch
-        "The inputs of a step, on the device."
-        generator = torch.Generator().manual_seed(self.seed*1_000_003+step)
-        tokens, text_ids = self.texts.draw(rows, generator)
-        random_numbers = torch.rand(len(rows), Augment.draws, generator=generator)[share]
-        groups = torch.stack([self.groups[rows], text_ids], 1)
-        return dict(
-            pixels=gather_pixels(self.pixels, self.rows[rows[share]], self.device),
-            random_numbers=random_numbers.to(self.device, non_blocking=True),
-            groups=groups.to(self.device, non_blocking=True),
-            **tokens[text_ids[share]])
-
     def _transform(self, pixels, random_numbers):
         "From bytes [B, 3, size, size] to the values that the vision tower reads, augmented."
         return self.normalize(self.augment(pixels, random_numbers) if self.augment else pixels)
+
+
+def _share(batch_size, products, processes):
+    "Products of a batch that a process works on."
+    size = min(batch_size, products)
+    if size//processes*processes < 2 or batch_size % processes:
+        raise InputError(f'A batch of {size} products cannot be shared by {processes} processes.')
+    return size//processes
+
+# %% ../nbs/23_batches.ipynb #d7d47405
+@patch
+def batch(self: TrainingBatches,
+    rows: torch.Tensor,       # int64 [B] on the CPU: the products of the whole batch
+    step: int,                # Number of the step; with the seed, it decides texts and augmentation
+) -> dict[str, torch.Tensor]: # pixels, random_numbers, input_ids, attention_mask of this process; groups of all
+    "The inputs of a step, on the device: this process's share of the batch."
+    generator = torch.Generator().manual_seed(self.seed*1_000_003+step)
+    tokens, text_ids = self.texts.draw(rows, generator)
+    random_numbers = torch.rand(len(rows), Augment.random_numbers_per_image, generator=generator)[self.mine]
+    groups = torch.stack([self.groups[rows], text_ids], 1)
+    return dict(
+        pixels=gather_pixels(self.pixels, self.rows[rows[self.mine]], self.device),
+        random_numbers=random_numbers.to(self.device, non_blocking=True),
+        groups=groups.to(self.device, non_blocking=True),
+        **tokens[text_ids[self.mine]])
+
+
+@patch
+def parts(self: TrainingBatches, micro_batch: int) -> list[slice]:
+    "Micro-batches of this process's share, with so many products each; 0: a single one."
+    size = micro_batch or self.share
+    return [slice(start, start+size) for start in range(0, self.share, size)]
