@@ -87,7 +87,8 @@ def test_help_explains_every_option(run, main):
     text = run(main, '--help')
     options = re.findall(r'^  (?:-\w, )?(--[\w-]+|\w+)(.*(?:\n {8,}.*)*)', text, re.MULTILINE)
     assert '--root' in [name for name, _ in options]
-    for name, rest in options: assert len(re.sub(r'\(default: .*|[A-Z_]+', '', rest).split()) >= 2, f'{name} is not explained'
+    for name, rest in options:
+        assert len(re.sub(r'\(default: .*|[A-Z_]+', '', rest).split()) >= 2, f'{name} is not explained'
 
 
 def test_a_process_gives_the_same_line_and_code(tmp_path):
@@ -103,7 +104,8 @@ def test_ctrl_c_keeps_the_best_model(copied_shop):
     process = start('clip_ft_train', '--root', again, '--model', 'tiny', '--epochs', 500, '--patience', 500, '--lr', 1e-3)
     history, best = again/'checkpoints'/'training_history.csv', again/'checkpoints'/'best_model.pt'
     deadline = time.time()+240
-    while not (best.exists() and history.read_text().count('\n') >= 3) and time.time() < deadline: time.sleep(.1)   # one epoch is done
+    while not (best.exists() and history.read_text().count('\n') >= 3) and time.time() < deadline:
+        time.sleep(.1)   # one epoch is done
     time.sleep(1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
@@ -111,6 +113,7 @@ def test_ctrl_c_keeps_the_best_model(copied_shop):
     assert 'Traceback' not in err
     checkpoint = torch.load(again/'checkpoints'/'best_model.pt')
     model, _ = load_model(again/'checkpoints'/'best_model', device='cpu')
-    for name, weight in model.state_dict().items(): assert torch.equal(weight, checkpoint['model_state_dict'][name]), name
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, checkpoint['model_state_dict'][name]), name
     assert len(pd.read_csv(history)) >= 2
     assert not [o for o in (again/'checkpoints').iterdir() if o.name.startswith('.')]   # no half-written files
