@@ -88,7 +88,7 @@ def test_processes_decode_as_threads_do(catalogue, tmp_path):
     def decode(cache_folder):
         with pytest.raises(InputError, match='5.jpg.*not an image'):
             list(pixel_blocks(paths, spec))
-        pixels = np.concatenate(list(pixel_blocks(good, spec)))
+        pixels = np.concatenate(list(pixel_blocks(good, spec, block_size=6)))
         cached = PixelCache.build(good, 16, tmp_path/cache_folder).pixels
         return check_images(image_dir, names), pixels, cached
 
