@@ -12,7 +12,7 @@ __all__ = ['STANDARD_COLUMNS', 'TABLE_NAMES', 'SOURCE_FILE', 'find_table', 'prod
 import json
 import os
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,7 +83,7 @@ def _rename_columns(table: pd.DataFrame, columns: dict[str, str], path: Path) ->
     return pd.concat([new, rest.rename(columns={name: f'original {name}' for name in columns})], axis=1)
 
 
-def _quoted(names) -> str:
+def _quoted(names: Iterable[str]) -> str:
     return ', '.join(map(repr, names))
 
 # %% ../nbs/10_data.ipynb #589663fb
@@ -288,7 +288,7 @@ def summarize(
     rejects: pd.DataFrame,  # from clean_products
 ) -> pd.DataFrame:  # one row per outcome, 'kept' first, then reasons by frequency; columns rows and share
     "Count the kept rows, and the rejected ones by reason."
-    reasons = rejects['reason'].astype(str).str.partition(':')[0].value_counts()
+    reasons = rejects['reason'].str.replace(r':.*', '', regex=True).value_counts()
     rows = pd.concat([pd.Series({'kept': len(kept)}), reasons]).astype(int)
     return pd.DataFrame({'rows': rows, 'share': (rows/max(1, rows.sum())).map('{:.1%}'.format)})
 

@@ -34,7 +34,7 @@ def stratified_sample(
     categories: pd.Series,  # category of each of N rows
     limit: int,  # number of rows to draw
     seed: int = 42,  # the same seed draws the same rows
-) -> np.ndarray:  # int64, at most `limit` row numbers, ascending
+) -> np.ndarray:  # int64, at most limit row numbers, ascending
     "Draw rows at random so that each category keeps its share."
     codes, names = pd.factorize(categories, sort=True)
     share = np.bincount(codes, minlength=len(names))*min(1, limit/len(codes))
@@ -137,8 +137,8 @@ def _download_kaggle() -> Path:
         return Path(kagglehub.dataset_download(KAGGLE_SET))
     except Exception as error:
         address = f'https://www.kaggle.com/datasets/{KAGGLE_SET}'
-        raise InputError(f'Kaggle cannot be reached or refuses access ({type(error).__name__}); download the zip by hand '
-                         f'from {address} and give its path as the source.') from error
+        raise InputError(f'Kaggle cannot be reached or refuses access ({type(error).__name__}); '
+                         f'download the zip by hand from {address} and give its path as the source.') from error
 
 # %% ../nbs/11_sources.ipynb #ccee06bf
 def _unwrap(folder: str | Path) -> Path:
@@ -220,7 +220,7 @@ def _request(source: str, limit: int | None, seed: int) -> dict:
     if path.is_file():
         request.update(size=path.stat().st_size, modified=path.stat().st_mtime_ns)
     elif not source or not path.is_dir():
-        raise InputError(f"There is no source {source!r}; it must be 'demo', 'kaggle' or the path of a zip or a folder.")
+        raise InputError(f"There is no source {source!r}; it is 'demo', 'kaggle' or the path of a zip or a folder.")
     return {**request, 'source': str(path)}
 
 # %% ../nbs/11_sources.ipynb #fffd21a0

@@ -24,11 +24,10 @@ from clip_ft.images import check_images
 def test_atomic_write_leaves_the_old_file(tmp_path, error):
     path = tmp_path/'a.csv'
     path.write_text('old')
-    with pytest.raises(error):
-        with atomic_write(path) as temporary:
-            assert temporary.parent == tmp_path and temporary.suffix == '.csv'
-            temporary.write_text('new')
-            raise error
+    with pytest.raises(error), atomic_write(path) as temporary:
+        assert temporary.parent == tmp_path and temporary.suffix == '.csv'
+        temporary.write_text('new')
+        raise error
     assert snapshot(tmp_path) == {'a.csv': b'old'}
 
 
@@ -86,7 +85,7 @@ def test_processes_decode_as_threads_do(catalogue, tmp_path):
     spec = ResizeSpec(16)
 
     def decode(cache_folder):
-        with pytest.raises(InputError, match='5.jpg.*not an image'):
+        with pytest.raises(InputError, match=r'5\.jpg.*not an image'):
             list(pixel_blocks(paths, spec))
         pixels = np.concatenate(list(pixel_blocks(good, spec, block_size=6)))
         cached = PixelCache.build(good, 16, tmp_path/cache_folder).pixels

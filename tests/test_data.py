@@ -10,7 +10,13 @@ from conftest import HEADER, add_rows, command, jpeg, reasons, rows, snapshot
 from clip_ft.cleaning import clean_text, is_placeholder
 from clip_ft.core import InputError, Paths
 from clip_ft.data import (
-    clean_products, duplicate_groups, find_table, load_split, preprocess, preprocess_main, read_products,
+    clean_products,
+    duplicate_groups,
+    find_table,
+    load_split,
+    preprocess,
+    preprocess_main,
+    read_products,
     split_products,
 )
 from clip_ft.sources import get_data, get_data_main
@@ -124,7 +130,7 @@ def test_which_table(tmp_path):
     (tmp_path/'b.csv').touch()
     assert find_table(tmp_path).name == 'b.csv'
     (tmp_path/'a.csv').touch()
-    with pytest.raises(InputError, match='several tables, a.csv, b.csv'):
+    with pytest.raises(InputError, match=r'several tables, a\.csv, b\.csv'):
         find_table(tmp_path)
     (tmp_path/'styles.csv').touch()
     assert find_table(tmp_path).name == 'styles.csv'
@@ -234,7 +240,7 @@ def test_split_share_by_category(test_size):
         'image': names, 'display name': names, 'description': 'about ' + names,
         'category': np.where(number < 4000, 'Shirts', 'Hats'),
     })
-    train, test = split_products(products, test_size)
+    _, test = split_products(products, test_size)
     assert abs(len(test)/len(products) - test_size) < 0.01
     assert abs((test['category'] == 'Hats').mean() - 0.2) < 0.02
     pd.testing.assert_frame_equal(split_products(products, test_size)[1], test)

@@ -111,7 +111,7 @@ def test_a_header_that_lies_about_the_size(tmp_path, announced):
     path = zip_of(tmp_path/'bad.zip', ('data.csv', HEADER + rows(3)), ('data/1.jpg', content))
     patch_size(path, 'data/1.jpg', announced)
     paths = Paths(tmp_path/'root')
-    with pytest.raises(InputError, match="member 'data/1.jpg' cannot be unpacked"):
+    with pytest.raises(InputError, match=r"member 'data/1\.jpg' cannot be unpacked"):
         get_data(path, paths)
     assert sum(map(len, snapshot(paths.extracted).values())) < 10_000  # neither the file nor a temporary one is left
 
@@ -141,7 +141,7 @@ def test_encrypted_damaged_and_no_zip(tmp_path, catalogue_zip):
         place = archive.getinfo('wrapped/data/3.jpg').header_offset + 80
     content[place:place + 20] = bytes(20)
     (tmp_path/'flipped.zip').write_bytes(content)
-    with pytest.raises(InputError, match="'wrapped/data/3.jpg' cannot be unpacked"):
+    with pytest.raises(InputError, match=r"'wrapped/data/3\.jpg' cannot be unpacked"):
         get_data(tmp_path/'flipped.zip', paths)
     assert not (paths.extracted/'wrapped/data/3.jpg').exists()
 
@@ -187,7 +187,7 @@ def test_another_source_is_refused_and_leaves_what_was_there(catalogue, catalogu
         {'source': catalogue}, {'source': catalogue_zip}, {'source': catalogue_zip, 'limit': 6},
         {'source': catalogue_zip, 'limit': 5, 'seed': 1}, {'source': 'demo'},
     ):
-        with pytest.raises(InputError, match='catalogue.zip with limit 5.*choose another root'):
+        with pytest.raises(InputError, match=r'catalogue\.zip with limit 5.*choose another root'):
             get_data(paths=paths, **call)
     assert snapshot(tmp_path) == before
     os.utime(catalogue_zip, (1, 1))

@@ -145,7 +145,8 @@ def annotation_names(tree):
 def all_names(tree):
     "The names in __all__."
     for node in tree.body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "__all__":
+        named = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "__all__"
+        if named and isinstance(node.value, ast.List):
             yield from ast.literal_eval(node.value)
 
 
@@ -159,7 +160,7 @@ def unused_imports(project):
                 continue
             for alias in node.names:
                 bound = alias.asname or alias.name.split(".")[0]
-                if bound not in used:
+                if bound not in used and alias.asname != alias.name:  # `import name as name` is a public name
                     yield f"clip_ft/{name}.py:{node.lineno} imports {bound} without using it"
 
 
