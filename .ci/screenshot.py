@@ -35,7 +35,7 @@ def search(page):
     page.goto(f"http://127.0.0.1:{PORT}", timeout=120_000)
     page.wait_for_selector(".cf-card", timeout=120_000)
     page.get_by_placeholder("What are you looking for?").fill("blue jeans")
-    page.wait_for_selector('.cf-grid[data-words="blue jeans"]')
+    page.wait_for_selector('.cf-grid[data-query="blue jeans"]')
     page.locator(".cf-card").nth(1).hover()
     page.wait_for_timeout(2000)
     return page.locator(".cf-page").screenshot()
