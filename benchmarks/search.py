@@ -63,11 +63,12 @@ def exact_search(args, folder):
         return rows[np.argsort(-scores[rows])]
     def plain(query): return best(vectors @ query)
     def path(where):
-        "Which way these queries go, seen from outside: what is scored one by one after the bounds."
+        "Which way these queries go, seen from outside: the rows that the 8-bit pass leaves."
         scored = []
-        index._decide = lambda rows, *args: scored.append(len(rows)) or ExactIndex._decide(index, rows, *args)
+        bounds, plain = index.int8_bounds, index.int8_bounds.candidates
+        bounds.candidates = lambda *args: (lambda rows: scored.append(len(rows)) or rows)(plain(*args))
         for q in queries[:200]: index.top(q[None], 10, where)
-        del index._decide
+        del bounds.candidates
         return dict(path='8 bits first', queries_so=len(scored)/200, scored_p50=int(np.median(scored)), scored_max=max(scored)) if scored else dict(path='float32')
     say('first query of a new ExactIndex, float32 alone', timed(lambda q: (lambda o: (o.embeddings, best(np.vecdot(o.embeddings, q))))(ExactIndex(data)), queries[:3]))
     say('first query of a new ExactIndex: makes the copy in 8 bits', timed(lambda q: ExactIndex(data).top(q[None], 10), queries[:3]), copy_MB=round(vectors.size/1e6, 1), float32_MB=round(vectors.nbytes/1e6, 1))

@@ -28,8 +28,8 @@ from .core import InputError, Paths, atomic_write, chunked_calls, command_parser
 from .data import catalogue_folder, image_folder, load_split
 from .dataset import ResizeSpec, read_pixels
 from .encode import embed_images
-from .fast import half_copy
-from .images import image_problem
+from .fast import InferenceModel
+from .images import ImageError, image_problem
 from .model import default_device, embedding_size, load_model, model_device
 
 # %% ../nbs/60_embedding.ipynb #96da3523
@@ -151,7 +151,7 @@ def read_image(
     digest = blake2b(data, digest_size=16).hexdigest()
     if digest in known: return digest, None, ''
     try: return digest, read_pixels(BytesIO(data), geometry), ''
-    except InputError as e: return '', None, str(e).removeprefix('the picture: ')
+    except ImageError as e: return '', None, e.reason
 
 
 def embed_blocks(
@@ -169,7 +169,7 @@ def embed_blocks(
             had.append(known(i))
             yield from chunked_calls(partial(_read_chunk, image_dir=image_dir, geometry=geometry, known=set(had[-1])), names, 8, len(names))
 
-    model = half_copy(model)
+    model = InferenceModel.of(model)
     with tqdm(total=total, desc='Embedding pictures', unit='picture', disable=not progress) as bar:
         for found in run_parallel(calls(), total):
             have = had.popleft()

@@ -17,6 +17,7 @@ from .core import InputError
 from .data import duplicate_groups, image_paths
 from .dataset import PixelCache
 from .encode import embed_images, embed_texts
+from .fast import InferenceModel
 from .metrics import Embeddings, batch_metrics, clip_score, ideal_metrics, mean_metrics, query_metrics, rank_relevant
 from .queries import QuerySet, query_sets
 
@@ -127,7 +128,7 @@ def _summary(name, metrics, ideal, groups, n_resamples):
 
 
 def evaluate(
-    model: object,          # A two-tower model
+    model: object,          # A two-tower model, or an InferenceModel
     processor: object,      # Its processor
     products: pd.DataFrame, # N products, from split_products
     image_dir: str | Path | PixelCache, # Folder of their images; or a cache of them, in the order of the products
@@ -140,12 +141,14 @@ def evaluate(
     if not len(products): raise InputError('There are no products to evaluate.')
     products = products.reset_index(drop=True)
     images = image_dir if isinstance(image_dir, PixelCache) else image_paths(products, image_dir)
-    image_embeds = embed_images(model, processor, images)
-    text_embeds = cache(lambda texts: embed_texts(model, processor, texts))
+    inference = InferenceModel.of(model)
+    image_embeds = embed_images(inference, processor, images)
+    text_embeds = cache(lambda texts: embed_texts(inference, processor, texts))
     evaluation = Evaluation(products, images, query_sets(products) if sets is None else sets)
     if sets is None:
         full_text_embeds = text_embeds(tuple(products['full_text']))
-        evaluation.recipe = recipe_metrics(model, image_embeds, full_text_embeds, duplicate_groups(products), batch_size)
+        groups = duplicate_groups(products)
+        evaluation.recipe = recipe_metrics(inference.full, image_embeds, full_text_embeds, groups, batch_size)
     tables = [pd.DataFrame(columns=RETRIEVAL)]
     for name, queries in evaluation.query_sets.items():
         if queries.by_image: query, gallery = image_embeds[queries.rows], text_embeds(tuple(products['display name']))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from .core import InputError
 from .data import duplicate_groups
 from .encode import embed_images, embed_texts
+from .fast import InferenceModel
 from .losses import model_loss
 from .texts import Tokens
 
@@ -278,14 +279,15 @@ class Gallery:
 
 
 def measure(
-    model: object,      # A two-tower model
+    model: object,      # A two-tower model, or an InferenceModel
     processor: object,  # Its processor
     gallery: Gallery,   # N products
     batch_size: int=32, # Number of products that compete in the loss
 ) -> dict[str, float]:  # The metrics named in METRICS
     "Batch metrics, and retrieval of images by text among the gallery; duplicates count as right answers."
-    image_embeds = embed_images(model, processor, gallery.images, progress=False, rows=gallery.rows)
-    text_embeds = embed_texts(model, processor, gallery.tokens)
-    metrics = batch_metrics(model, image_embeds, text_embeds, gallery.groups, batch_size)
+    inference = InferenceModel.of(model)
+    image_embeds = embed_images(inference, processor, gallery.images, progress=False, rows=gallery.rows)
+    text_embeds = embed_texts(inference, processor, gallery.tokens)
+    metrics = batch_metrics(inference.full, image_embeds, text_embeds, gallery.groups, batch_size)
     metrics |= retrieval_metrics(text_embeds, image_embeds, relevant_rows(gallery.groups))
     return {name: metrics[name] for name in METRICS}

@@ -22,7 +22,7 @@ from .data import catalogue_folder, image_folder
 from .embedding import load_embeddings
 from .encode import embed_images, embed_texts
 from .exact import ExactIndex, top_rows
-from .fast import half_copy
+from .fast import InferenceModel
 from .images import image_problem, open_image
 from .model import load_model
 from .where import with_scores
@@ -86,7 +86,7 @@ class Searcher:
     ):
         index = ExactIndex(embeddings) if isinstance(embeddings, dict) else embeddings
         if weights_hash(model) != index.weights_hash: raise InputError('The embeddings were made by another model: make them again with this one (clip_ft_embed).')
-        self.model, self.processor, self.index, self.image_dir = half_copy(model), processor, index, image_dir
+        self.model, self.inference, self.processor, self.index, self.image_dir = model, InferenceModel.of(model), processor, index, image_dir
         self.embed_query = lru_cache(1024)(self._embed_query)
 
     @classmethod
@@ -110,14 +110,14 @@ class Searcher:
 
     def _embed_query(self, words):
         "The vector of some words, float32 [D]; read-only, since it is kept."
-        vector = embed_texts(self.model, self.processor, words)[0]
+        vector = embed_texts(self.inference, self.processor, words)[0]
         vector.flags.writeable = False
         return vector
 
     def _embed_picture(self, image):
         "The vector of a picture, checked as the catalogue's are."
         if isinstance(image, (bytes, bytearray)): image = io.BytesIO(image)
-        return embed_images(self.model, self.processor, [open_image(image)], progress=False)[0]
+        return embed_images(self.inference, self.processor, [open_image(image)], progress=False)[0]
 
     def _spread(self, vector):
         "How much the cosines of a vector differ over the catalogue."
@@ -215,7 +215,7 @@ def search_many(self:Searcher,
     top_k, words = _whole('top_k', top_k, 1), [_words(o) for o in queries]
     if not all(words): raise InputError(f'Query {words.index("")+1} of {len(words)} is empty.')
     if not words: return []
-    return [_ranked(o) for o in self.index.nearest(embed_texts(self.model, self.processor, words), top_k, where)]
+    return [_ranked(o) for o in self.index.nearest(embed_texts(self.inference, self.processor, words), top_k, where)]
 
 # %% ../nbs/65_search.ipynb #2383445b
 def plot_results(

@@ -9,68 +9,108 @@ __all__ = ['read_table', 'write_table', 'read_judgments']
 import csv
 import io
 import json
-import pandas as pd
 import re
 from pathlib import Path
+
+import pandas as pd
+
 from .core import InputError, atomic_write
 
 # %% ../nbs/03_tables.ipynb #8daa2133
-def _decode_text(data, name):
-    "The bytes of a table as text: UTF-8, UTF-16 with a mark, or, with a warning, Windows-1252."
+def _decode_text(data: bytes, path: str | Path) -> str:
+    "Decode a table: UTF-8, UTF-16 with a byte order mark or, with a warning, Windows-1252."
     encoding = 'utf-16' if data[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
-    try: text = data.decode(encoding)
+    try:
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data.count(b'\n', 0, error.start) + 1
-        problem = f'{Path(name).name}: line {line} is not {encoding.removesuffix("-sig").upper()}'
-        try: text = data.decode('cp1252')
-        except UnicodeDecodeError: raise InputError(f'{problem}, nor Windows-1252; save the table as UTF-8') from None
-        if '\0' not in text: print(f'{problem}; it is read as Windows-1252')
-    if '\0' in text: raise InputError(f'{name}: this is not a text table; save it as CSV, in UTF-8')
+        problem = f'line {line} is not {encoding.removesuffix("-sig").upper()}'
+        try:
+            text = data.decode('cp1252')
+        except UnicodeDecodeError:
+            raise InputError(f'Cannot read {path}: {problem}, nor Windows-1252; save the table as UTF-8.') from None
+        if '\0' not in text:
+            print(f'{Path(path).name}: {problem}; the table is read as Windows-1252.')
+    if '\0' in text:
+        raise InputError(f'Cannot read {path}: it is not a text table; save it as CSV, in UTF-8.')
     return text
+
+# %% ../nbs/03_tables.ipynb #bd57a6ff
+def _parse_rows(text: str, separator: str, path: str | Path) -> list[list[str]]:
+    "Split a table into rows of fields."
+    rows: list[list[str]] = []
+    try:
+        rows.extend(csv.reader(io.StringIO(text, newline=''), delimiter=separator, strict=True))
+    except csv.Error:
+        raise InputError(f'Cannot read {path}: row {len(rows) + 1}: a quote is not closed, '
+                         'or is inside a quoted text, where it must be doubled.') from None
+    if len(rows) < 2:
+        raise InputError(f'Cannot read {path}: the table has no rows.')
+    if not any(rows[0]):
+        raise InputError(f'Cannot read {path}: the first row is blank; it must hold the column names.')
+    return rows
+
+# %% ../nbs/03_tables.ipynb #a9e738f1
+def _fit_width(row: list[str], header: list[str], separator: str) -> list[str] | None:
+    "Return a row with as many fields as the header, or None if it has too many."
+    width = len(header)
+    if any(row[width:]):
+        if header[-1] != 'productDisplayName':
+            return None
+        row = [*row[:width - 1], separator.join(row[width - 1:])]
+    return row[:width] + ['']*(width - len(row))
 
 # %% ../nbs/03_tables.ipynb #d3696e4f
 def read_table(
-    path,  # str or Path: a CSV file, separated by commas, semicolons or tabs
-):  # DataFrame: every value a str, '' where the file has none
-    "Read a CSV; raises `InputError`, naming the row, where its columns cannot be told apart for certain."
+    path: str | Path,  # CSV file, separated by commas, semicolons or tabs
+) -> pd.DataFrame:  # every value is a str, empty where the file has none
+    "Read a CSV file. Raises InputError, naming the row, if its columns cannot be told apart for certain."
     text = _decode_text(Path(path).read_bytes(), path).rstrip()
-    first = re.split(r'[\r\n]', text, maxsplit=1)[0]
-    separator = max(',;\t', key=first.count)
-    rows = []
-    try: rows.extend(csv.reader(io.StringIO(text, newline=''), delimiter=separator, strict=True))
-    except csv.Error:
-        raise InputError(f'{path}: row {len(rows) + 1}: a quote is not closed, or stands inside a quoted text ("" is right there)') from None
-    if len(rows) < 2: raise InputError(f'{path}: the table has no rows')
-    header = [name.strip() or f'column {i}' for i, name in enumerate(rows[0], 1)]
-    if not any(rows[0]): raise InputError(f'{path}: the first row is blank; it should hold the names of the columns')
+    first_line = re.split(r'[\r\n]', text, maxsplit=1)[0]
+    separator = max(',;\t', key=first_line.count)
+    rows = _parse_rows(text, separator, path)
+    header = [name.strip() or f'column {number}' for number, name in enumerate(rows[0], 1)]
     repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated: raise InputError(f'{path}: two columns have the same name: {", ".join(map(repr, repeated))}')
-    width = len(header)
-    for i, row in enumerate(rows):
-        if len(row) == width: continue
-        if any(row[width:]):
-            if header[-1] != 'productDisplayName':
-                raise InputError(f'{path}: row {i + 1} has {len(row)} fields and the header {width}; quote texts that contain {separator!r}')
-            row[width-1] = separator.join(row[width-1:])
-        rows[i] = row[:width] + ['']*(width - len(row))
-    return pd.DataFrame(rows[1:], columns=header, dtype=str)
+    if repeated:
+        raise InputError(f'Cannot read {path}: two columns have the same name: {", ".join(map(repr, repeated))}.')
+    fitted = []
+    for number, row in enumerate(rows[1:], 2):
+        fields = _fit_width(row, header, separator)
+        if fields is None:
+            raise InputError(f'Cannot read {path}: row {number} has {len(row)} fields but the header has '
+                             f'{len(header)}; quote texts that contain {separator!r}.')
+        fitted.append(fields)
+    return pd.DataFrame(fitted, columns=header, dtype=str)
 
 # %% ../nbs/03_tables.ipynb #06c04a20
-def write_table(products, path):
-    "Write a CSV; the line ends of its standard make sure that any line end inside a text is quoted."
-    with atomic_write(path) as temporary: products.to_csv(temporary, index=False, lineterminator='\r\n')
+def write_table(
+    table: pd.DataFrame,  # table whose index is not needed
+    path: str | Path,  # CSV file; missing parent folders are created
+) -> None:
+    "Write a table as CSV in UTF-8, atomically."
+    with atomic_write(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator='\r\n')
 
 # %% ../nbs/03_tables.ipynb #2b9f4c02
 def read_judgments(
-    path,  # str or Path: a JSON file of the form {query: {product id: gain above 0}}
-):  # dict: query to a dict of product id, a str, to its gain, a float
-    "Read which products are right for which query; raises `InputError` if the file is not of that form."
-    try: found = json.loads(Path(path).read_bytes())
-    except OSError as error: raise InputError(f'{path}: the queries cannot be read: {error.strerror}') from None
-    except (ValueError, RecursionError) as error: raise InputError(f'{path}: this is not JSON: {error}') from None
-    if not isinstance(found, dict) or not found: raise InputError(f'{path}: expected {{"query": {{"product id": 1}}}}, with at least one query')
-    number = lambda o: isinstance(o, (int, float)) and 0 < o < 1e9
-    for query, products in found.items():
-        if not query.strip() or not isinstance(products, dict) or not products or not all(map(number, products.values())):
-            raise InputError(f'{path}: query {query[:60]!r}: expected {{"product id": 1}}, numbers above 0, at least one')
-    return {query: {str(k): float(v) for k, v in products.items()} for query, products in found.items()}
+    path: str | Path,  # JSON file: {query: {product ID: gain}}, gains above 0
+) -> dict[str, dict[str, float]]:  # query to product ID to gain
+    "Read relevance judgments. Raises InputError if the file does not have the expected form."
+    try:
+        judgments = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise InputError(f'Cannot read the judgments {path}: {error.strerror}.') from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f'Cannot read the judgments {path}: this is not JSON: {error}.') from None
+    expected = 'expected {"query": {"product ID": 1}} with'
+    if not isinstance(judgments, dict) or not judgments:
+        raise InputError(f'Cannot read the judgments {path}: {expected} at least one query.')
+    for query, gains in judgments.items():
+        if not (query.strip() and isinstance(gains, dict) and gains and all(map(_is_gain, gains.values()))):
+            raise InputError(f'Cannot read the judgments {path}: query {query[:60]!r}: '
+                             f'{expected} at least one product and gains above 0.')
+    return {query: {product: float(gain) for product, gain in gains.items()} for query, gains in judgments.items()}
+
+
+def _is_gain(value: object) -> bool:
+    return isinstance(value, (int, float)) and 0 < value < 1e9

@@ -22,7 +22,6 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from fastcore.imports import IN_NOTEBOOK
 from hashlib import blake2b
-from torch.utils._triton import has_triton
 from tqdm.auto import tqdm
 from .augment import Augment
 from .checkpoints import Snapshots, load_checkpoint, remove_leftovers, save_checkpoint
@@ -30,11 +29,11 @@ from .core import InputError, Paths
 from .data import image_paths, duplicate_groups, split_products
 from .dataset import Normalize, PixelCache, ResizeSpec, gather_pixels, to_device
 from .encode import embed_images, embed_texts
-from .fast import autocast_dtype, half_copy, patches_as_matmul
+from .fast import CompiledLayers, InferenceModel, RecordedStep, autocast_dtype, can_compile
 from .history import save_history
 from .losses import embedding_gradients, gather_rows, hard_negative_batches, model_loss
 from .metrics import Gallery, METRICS, batch_hits, measure
-from .model import image_features, model_device, save_model, text_features, tower_layers
+from .model import image_features, model_device, save_model, text_features
 from .parameters import add_lora, freeze_early_layers, merged_state_dict, parameter_groups
 from .texts import TextSampler
 
@@ -106,12 +105,12 @@ class Trainer:
         if self.size*self.world < 2 or config.batch_size % self.world: raise InputError(f'A batch of {min(config.batch_size, n)} products cannot be shared by {self.world} processes.')
         cuda = self.device.type == 'cuda'
         self.dtype, scale = autocast_dtype(model)
-        self.fast = config.compile and cuda and has_triton()
+        self.fast = config.compile and can_compile(self.device)
         self.replay = self.fast and self.world == 1 and not scale and model.config.model_type in ('clip', 'siglip')   # others look at their masks on the way, which a recording can't
         self.normalize, self.augment = Normalize(processor).to(self.device), Augment(cache.size) if config.augment else None
         with ThreadPoolExecutor(1) as other:    # texts are tokenized while the compiler is imported and pixels go to the device
             texts = other.submit(TextSampler, processor, products, config.texts, self.device, 16 if cuda else 1)
-            self.prepare = torch.compile(self.to_values) if self.fast else self.to_values
+            self.prepare = torch.compile(self.to_values, disable=not self.fast)
             self.pixels, self.rows = to_device(cache.pixels, self.device), torch.tensor(np.arange(n) if rows is None else rows)
             self.texts = texts.result()
         self.groups = torch.from_numpy(duplicate_groups(products))
@@ -123,11 +122,8 @@ class Trainer:
         groups = [o | dict(base=o['lr'], lr=torch.tensor(o['lr'], device=self.device) if self.replay else o['lr']) for o in parameter_groups(model, config.lr, config.layer_decay, config.weight_decay)]
         self.optimizer = torch.optim.AdamW(groups, fused=self.device.type in ('cuda', 'cpu'), capturable=self.replay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scale)
-        if self.fast: patches_as_matmul(model)
-        for tower in ('vision', 'text') if self.fast else ():
-            for layer in tower_layers(model, tower): layer.compile()
-        self.hook = model.text_model.encoder.register_forward_pre_hook(_any_width, with_kwargs=True) if self.fast else None
-        self.graphs, self.tried, self.stream = {}, {}, torch.cuda.Stream(self.device) if self.replay else None
+        self.compiled = CompiledLayers(model, self.fast)
+        self.run_step = RecordedStep(self.compute, self.device) if self.replay else self.compute
         self.step, self.per_epoch = 0, max(1, n//(self.size*self.world))
         self.bank = None   # with hard negatives: the products as the model saw them last, float16 [N, D]
 
@@ -144,7 +140,7 @@ class Trainer:
         "What a step works on, for the products `rows` of the whole batch: a dict of tensors on the device."
         generator = torch.Generator().manual_seed(self.config.seed*1_000_003+self.step)
         tokens, numbers = self.texts.draw(rows, generator)
-        draws = torch.rand(len(rows), Augment.draws, generator=generator)
+        draws = torch.rand(len(rows), Augment.random_numbers_per_image, generator=generator)
         mine = slice(self.rank*self.size, (self.rank+1)*self.size)
         return dict(pixels=gather_pixels(self.pixels, self.rows[rows[mine]], self.device), draws=draws[mine].to(self.device, non_blocking=True),
             groups=torch.stack([self.groups[rows], numbers], 1).to(self.device, non_blocking=True), **tokens[numbers[mine]])
@@ -189,45 +185,23 @@ class Trainer:
             cosine = (image_embeds*text_embeds).sum(1).clamp(min=0).mean()
             return torch.stack([loss, 100*cosine, batch_hits(image_embeds, text_embeds)]), (image_embeds+text_embeds)/2
 
-    def replayed(self, batch):
-        "`compute` by way of a CUDA graph: the first steps of each shape run as they are, then one is recorded, then it is replayed."
-        shape = tuple(batch['input_ids'].shape)
-        self.tried[shape] = self.tried.get(shape, 0)+1
-        if shape not in self.graphs:
-            if self.tried[shape] <= (1 if self.graphs else 3):     # the optimizer and the libraries need some, a new width of texts only to be compiled
-                self.stream.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(self.stream): out = self.compute(batch)
-                torch.cuda.current_stream().wait_stream(self.stream)
-                return out
-            graph, static = torch.cuda.CUDAGraph(), {k: v.clone() for k, v in batch.items()}
-            pool = next(iter(self.graphs.values()))[0].pool() if self.graphs else None
-            with torch.cuda.graph(graph, pool=pool): out = self.compute(static)
-            self.graphs[shape] = graph, static, out
-        graph, static, out = self.graphs[shape]
-        for k, v in static.items(): v.copy_(batch[k])
-        graph.replay()
-        return tuple(o.clone() for o in out)       # the graphs share their memory: the next one may write over these
-
     def train_step(self, rows):
         "Learn from the products `rows` of one batch; returns loss, CLIP score and in-batch accuracy as a tensor on the device."
         for group in self.optimizer.param_groups:
             lr = lr_at(self.step, self.per_epoch*self.config.epochs, group['base'], self.config.warmup)
             if self.replay: group['lr'].fill_(lr)
             else: group['lr'] = lr
-        figures, seen = (self.replayed if self.replay else self.compute)(self.inputs(rows))
+        figures, seen = self.run_step(self.inputs(rows))
         if self.bank is not None: self.bank[rows.to(self.device)] = seen.to(self.bank.dtype)
         self.step += 1
         return figures
 
     def close(self):
         "Give the model back as it came: a plain model, corrections of LoRA added in, everything able to learn that was."
-        for tower in ('vision', 'text') if self.fast else ():
-            for layer in tower_layers(self.model, tower): layer._compiled_call_impl = None
-        if self.hook: self.hook.remove()
-        patches_as_matmul(self.model, on=False)
+        self.compiled.close()
         if self.lora: self.lora.merge_and_unload()
         for p, flag in self.flags: p.requires_grad_(flag)
-        self.graphs.clear()
+        if self.replay: self.run_step.clear()
         self.model.eval()
 
     @contextmanager
@@ -256,13 +230,6 @@ class Trainer:
         self.scaler.load_state_dict(state['scaler'])
         if self.average: torch._foreach_copy_(self.average, [o.to(self.device) for o in state['average']])
         if state['bank'] is not None: self.bank = state['bank'].to(self.device)
-
-
-def _any_width(module, args, kwargs):
-    "Tell the compiler that texts come in several widths, and that nothing else varies: states [B, L, D], masks [., ., L, L]."
-    for x in (*args, *kwargs.values()):
-        for dim in {3: (1,), 4: (2, 3)}.get(getattr(x, 'ndim', 0), ()):
-            if x.shape[dim] > 1: torch._dynamo.mark_dynamic(x, dim)
 
 
 def on_cpu(x):
@@ -302,6 +269,7 @@ class Loop:
     ):
         self.run, self.processor, self.paths, self.key, self.val, self.test = run, processor, paths, key, val, test
         self.snapshots, self.main = Snapshots(paths.last), run.rank == 0
+        self.snapshots.saved = time.monotonic()
         self.rows, self.best, self.order, self.total, self.handle, self.lost = [], None, None, None, None, LostInterrupts()
         self.drawn, self.behind = time.monotonic(), True     # when the picture was drawn, and whether it lacks an epoch
 
@@ -332,13 +300,13 @@ class Loop:
         lr = lr_at(run.step-1, run.per_epoch*c.epochs, c.lr, c.warmup) if epoch else 0.
         row = dict(epoch=epoch, step=run.step, lr=lr, logit_scale=run.model.logit_scale.exp().item()) | {f'train_{k}': figures.get(k, math.nan) for k in ('loss', 'clip_score', 'batch_accuracy')}
         with run.averaged(), torch.compiler.set_stance('force_eager'):   # compiling for these few pictures would not pay
-            model = half_copy(run.model)
+            model = InferenceModel.of(run.model)
             for name, part in (('val', self.val), ('test', self.test)):
                 if part: row |= {f'{name}_{k}': v for k, v in measure(model, self.processor, part, c.batch_size).items()}
             gain = lambda: METRICS[c.monitor]*(row[f'val_{c.monitor}']-self.best[f'val_{c.monitor}'])
             if epoch and (self.best is None or not self.val or gain() > 0):
                 self.best = row
-                self.snapshots.later(save_best, self.paths, run.model, self.processor, on_cpu(merged_state_dict(run.model)), dict(config=asdict(c), base=run.model.name_or_path, **row))
+                self.snapshots.submit(save_best, self.paths, run.model, self.processor, on_cpu(merged_state_dict(run.model)), dict(config=asdict(c), base=run.model.name_or_path, **row))
         self.rows.append(row)
         if not IN_NOTEBOOK: print('  '.join([f'epoch {epoch}', *(f'{k} {row[k]:.4f}' for k in ('train_loss', 'val_loss', 'test_loss', 'val_hit_rate@5', 'test_hit_rate@5') if not math.isnan(row.get(k, math.nan)))]), flush=True)
         self.show(IN_NOTEBOOK or time.monotonic()-self.drawn > 20)

@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from conftest import command
 from PIL import Image
 
-from clip_ft import data
+from clip_ft import core, data, sources
 from clip_ft.cleaning import clean_text, is_placeholder
 from clip_ft.core import InputError, Paths, atomic_write, console_script
 from clip_ft.data import (
@@ -28,7 +29,7 @@ from clip_ft.data import (
 )
 from clip_ft.images import check_images, open_image
 from clip_ft.sources import get_data, get_data_main, stratified_sample
-from clip_ft.tables import read_table
+from clip_ft.tables import read_table, write_table
 from clip_ft.dataset import PixelCache, ResizeSpec, pixel_blocks
 
 HEADER = 'image,description,display name,category\n'
@@ -152,7 +153,7 @@ def test_text_stays_text(tmp_path):
 def test_any_text_survives_a_round_trip(tmp_path):
     nasty = ['a\rb', 'a\nb', 'a\r\nb', '"', ',', ';', "it's", ' lead', '\ttab', '=1+1', '""', '😀', '\u2028']
     table = pd.DataFrame({'x': nasty, 'y': nasty[::-1]}, dtype=str)
-    data.write_table(table, tmp_path/'t.csv')
+    write_table(table, tmp_path/'t.csv')
     pd.testing.assert_frame_equal(read_table(tmp_path/'t.csv'), table)
 
 
@@ -175,13 +176,13 @@ def test_names_that_leave_the_folder(catalogue, name):
     products = read_products(catalogue)
     products.loc[4, 'image'] = name
     kept, rejects = clean_products(products, catalogue/'data')
-    assert rejects['reason'].tolist() == ['picture is outside the folder'] and rejects['row'].tolist() == [6]
+    assert rejects['reason'].tolist() == ['image is outside the folder'] and rejects['row'].tolist() == [6]
     assert len(kept) == 19 and snapshot(catalogue) == before
 
 
 def test_missing_names_and_folders_and_endless_names(catalogue):
     add_rows(catalogue, '404.jpg,some text,A,Hats', '.,some other text,B,Hats', f'{"x"*5000},more text,C,Hats', ',text again,D,Hats')
-    assert list(reasons(catalogue).values()) == ['picture is missing']*3 + ['no picture is named']
+    assert list(reasons(catalogue).values()) == ['image is missing']*3 + ['no image is named']
 
 
 def test_symlink_that_leaves_the_folder(catalogue, tmp_path):
@@ -193,8 +194,8 @@ def test_symlink_that_leaves_the_folder(catalogue, tmp_path):
     (catalogue/'data/sub').symlink_to(tmp_path/'private')
     (catalogue/'data/loop.jpg').symlink_to('loop.jpg')
     add_rows(catalogue, 'link.jpg,words one,A,Hats', 'inside.jpg,words two,B,Hats', 'sub/p.jpg,words three,C,Hats', 'loop.jpg,words four,D,Hats')
-    outside = 'picture is outside the folder'
-    assert reasons(catalogue) == {'link.jpg': outside, 'sub/p.jpg': outside, 'loop.jpg': 'picture is missing'}
+    outside = 'image is outside the folder'
+    assert reasons(catalogue) == {'link.jpg': outside, 'sub/p.jpg': outside, 'loop.jpg': 'image is missing'}
 
 
 def test_a_sample_does_not_copy_through_links_and_names(catalogue, tmp_path):
@@ -235,10 +236,10 @@ def test_bad_pictures_are_rejected_each_with_its_reason(catalogue):
     before = snapshot(catalogue)
     got = reasons(catalogue)
     assert got.keys() == files.keys()
-    assert got['huge.png'].startswith('picture is too large')
-    assert got['large.png'] == 'picture is too large: 12000 x 8400 pixels, over 100,000,000'
-    assert got['text.jpg'] == got['tiff.jpg'] == got['empty.jpg'] == 'not a picture: none of JPEG, PNG, WEBP, GIF, BMP'
-    for name in ('truncated.jpg', 'cut.png', 'flipped.png'): assert got[name].startswith('picture cannot be decoded: ')
+    assert got['huge.png'].startswith('image is too large')
+    assert got['large.png'] == 'image is too large: 12000 x 8400 pixels, over 100,000,000'
+    assert got['text.jpg'] == got['tiff.jpg'] == got['empty.jpg'] == 'not an image: none of JPEG, PNG, WEBP, GIF, BMP'
+    for name in ('truncated.jpg', 'cut.png', 'flipped.png'): assert got[name].startswith('image cannot be decoded: ')
     assert snapshot(catalogue) == before
 
 
@@ -351,7 +352,7 @@ def test_zero_usable_rows_say_why_and_keep_the_old_split(catalogue, tmp_path):
     preprocess(paths)
     before = snapshot(paths.split)
     (catalogue/'data.csv').write_text(HEADER + '1.jpg,-,A,Hats\n2.jpg,NA,B,Hats\n404.jpg,good text,C,Hats\n')
-    with pytest.raises(InputError, match=r'none of the 3 rows can be used: description says nothing \(2\), picture is missing \(1\)'): preprocess(paths)
+    with pytest.raises(InputError, match=r'none of the 3 rows can be used: description says nothing \(2\), image is missing \(1\)'): preprocess(paths)
     assert len(read_table(paths.rejects_csv)) == 3 and snapshot(paths.split) == before
 
 
@@ -466,7 +467,7 @@ def test_a_header_that_lies_about_the_size(tmp_path, claim):
 
 def test_the_copy_itself_counts_bytes(tmp_path):
     for content in (b'12345', b'123'):
-        with pytest.raises(InputError, match='as long as'): data._copy(io.BytesIO(content), tmp_path/'x', 4)
+        with pytest.raises(InputError, match='as long as'): sources._copy(io.BytesIO(content), tmp_path/'x', 4)
     assert not list(tmp_path.iterdir())
 
 
@@ -519,7 +520,7 @@ def test_folder_in_place_is_not_touched(catalogue, tmp_path):
 def test_the_same_again_does_no_work(catalogue_zip, tmp_path, monkeypatch):
     paths = Paths(tmp_path/'root')
     folder = get_data(catalogue_zip, paths, limit=5)
-    monkeypatch.setattr(data, '_fetch', None)
+    monkeypatch.setattr(sources, '_fetch', None)
     assert get_data(str(catalogue_zip), paths, limit=5) == folder
 
 
@@ -550,18 +551,18 @@ def test_foreign_files_and_a_damaged_record(catalogue_zip, tmp_path):
 @pytest.mark.parametrize('which', ['zip', 'folder'])
 def test_interrupted_and_resumed(catalogue, catalogue_zip, tmp_path, monkeypatch, limit, which):
     if which == 'folder' and limit is None: pytest.skip('nothing is copied')
-    source, paths, copy, done = catalogue_zip if which == 'zip' else catalogue, Paths(tmp_path/'root'), data._copy, []
+    source, paths, copy, done = catalogue_zip if which == 'zip' else catalogue, Paths(tmp_path/'root'), sources._copy, []
 
     def stop_at_the_sixth(stream, target, size):
         if len(done) == 5: raise KeyboardInterrupt
         done.append(target)
         copy(stream, target, size)
-    monkeypatch.setattr(data, '_copy', stop_at_the_sixth)
+    monkeypatch.setattr(sources, '_copy', stop_at_the_sixth)
     with pytest.raises(KeyboardInterrupt): get_data(source, paths, limit)
     with pytest.raises(InputError, match='no catalogue yet'): catalogue_folder(paths)
     with pytest.raises(InputError, match='not the same'): get_data(source, paths, limit=3)
     kept = {o: os.stat(o).st_mtime_ns for o in done if paths.extracted in o.parents}
-    monkeypatch.setattr(data, '_copy', copy)
+    monkeypatch.setattr(sources, '_copy', copy)
     folder = get_data(source, paths, limit)
     assert kept and all(os.stat(o).st_mtime_ns == when for o, when in kept.items())  # what was whole was not done twice
     fresh = get_data(source, Paths(tmp_path/'fresh'), limit)
@@ -662,7 +663,7 @@ def test_console_script_lets_bugs_through():
 
 @pytest.mark.parametrize('main, argv, message', [
     (get_data_main, ['--source', 'nowhere'], 'no such zip or folder'), (get_data_main, ['--limit', '0'], 'at least 1'),
-    (get_data_main, ['--limit', 'many'], 'invalid non_negative_int value'), (get_data_main, ['--seed', '-1'], 'non_negative_int'), (get_data_main, ['--nonsense'], 'unrecognized'),
+    (get_data_main, ['--limit', 'many'], 'must be a non-negative integer'), (get_data_main, ['--seed', '-1'], 'must be a non-negative integer'), (get_data_main, ['--nonsense'], 'unrecognized'),
     (get_data_main, ['--columns', 'image'], 'not of the form'), (preprocess_main, [], 'run clip_ft_get_data'), (preprocess_main, ['--test-size', '2'], 'between 0 and 1'),
 ])
 def test_commands_with_bad_arguments(tmp_path, capsys, main, argv, message):
@@ -673,18 +674,16 @@ def test_commands_with_bad_arguments(tmp_path, capsys, main, argv, message):
 
 
 def test_commands_from_a_shell(catalogue_zip, tmp_path):
-    def run(command, *argv):
-        code = f'from clip_ft.data import {command}_main as main; main()'
-        return subprocess.run([sys.executable, '-c', code, '--root', str(tmp_path/'root'), *argv], capture_output=True, text=True)
-    done = run('get_data', '--source', str(catalogue_zip))
-    assert done.returncode == 0 and 'the catalogue is in' in done.stdout
-    done = run('preprocess', '--columns', 'display name=title')
-    assert done.returncode == 2 and done.stderr.startswith("error: there is no column 'title'") and 'Traceback' not in done.stderr
-    done = run('preprocess', '--test-size', '0.25')
-    assert done.returncode == 0 and '15 rows to train on and 5 to test on' in done.stdout
-    train, test = load_split(Paths(tmp_path/'root'))
+    root = tmp_path/'root'
+    out, _ = command('clip_ft_get_data', '--root', root, '--source', catalogue_zip)
+    assert 'the catalogue is in' in out
+    _, err = command('clip_ft_preprocess', '--root', root, '--columns', 'display name=title', code=2)
+    assert err.startswith("error: there is no column 'title'") and 'Traceback' not in err
+    out, _ = command('clip_ft_preprocess', '--root', root, '--test-size', '0.25')
+    assert '15 rows to train on and 5 to test on' in out
+    train, test = load_split(Paths(root))
     assert len(train) == 15 and len(test) == 5
-    assert run('preprocess', '--help').stdout.count('default:') >= 3
+    assert command('clip_ft_preprocess', '--help')[0].count('default:') >= 3
 
 
 # Decoding by processes
@@ -693,7 +692,7 @@ def test_commands_from_a_shell(catalogue_zip, tmp_path):
 def by_processes(monkeypatch):
     "As on a machine with four cores and with many pictures."
     if sys.platform != 'linux': pytest.skip('only Linux forks')
-    monkeypatch.setattr(data, 'MANY', 1)
+    monkeypatch.setattr(core, 'PROCESS_THRESHOLD', 1)
     monkeypatch.setattr(os, 'sched_getaffinity', lambda _: range(4))
 
 
@@ -703,12 +702,12 @@ def test_processes_decode_as_threads_do(catalogue, tmp_path, by_processes, monke
     whole = [catalogue/'data'/o for o in names if o not in ('5.jpg', '20.jpg')]
     def everything():
         checked = check_images(catalogue/'data', names)
-        with pytest.raises(InputError, match='5.jpg.*not a picture'): list(pixel_blocks([catalogue/'data'/o for o in names], geometry))
-        return checked.values.tolist(), np.concatenate(list(pixel_blocks(whole, geometry, block=6))), PixelCache.build(whole, 16, tmp_path/f'{data.MANY}').pixels
+        with pytest.raises(InputError, match='5.jpg.*not an image'): list(pixel_blocks([catalogue/'data'/o for o in names], geometry))
+        return checked.values.tolist(), np.concatenate(list(pixel_blocks(whole, geometry, block_size=6))), PixelCache.build(whole, 16, tmp_path/f'{core.PROCESS_THRESHOLD}').pixels
     several = everything()
-    monkeypatch.setattr(data, 'MANY', 100)
+    monkeypatch.setattr(core, 'PROCESS_THRESHOLD', 100)
     alone = everything()
-    assert several[0] == alone[0] and several[0][5][1].startswith('not a picture') and several[0][20][1]
+    assert several[0] == alone[0] and several[0][5][1].startswith('not an image') and several[0][20][1]
     assert (several[1] == alone[1]).all() and (several[2] == alone[2]).all() and (alone[1] == alone[2]).all()
 
 

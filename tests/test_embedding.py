@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import BIN
 
-import clip_ft.data
+import clip_ft.core
 import clip_ft.embedding
 from clip_ft.core import Paths
 from clip_ft.data import catalogue_folder, image_folder, load_split
@@ -19,7 +20,6 @@ from clip_ft.embedding import embed_catalogue, load_embeddings
 from clip_ft.model import load_model
 from clip_ft.store import LanceStore
 
-BIN = Path(sys.executable).parent
 # A run with small shards that takes its time, and writes down how many pictures went through the model.
 SLOW = """
 import sys, time
@@ -88,7 +88,7 @@ def test_killed_and_finished_by_two(copied_shop, one_thread, monkeypatch):
     assert out.count('pictures embedded') == 1 and "2 of" in out and 'embedding_rejects.csv' in out
     assert n-16*done-2 <= len((root/'seen').read_text()) <= n-16*(done-1)  # the shards that were done were not embedded again, but perhaps the one with the broken picture
     rejects = pd.read_csv(paths.processed/'embedding_rejects.csv')
-    assert len(rejects) == 2 and rejects.problem.str.contains('missing|not a picture').all()
+    assert len(rejects) == 2 and rejects.problem.str.contains('missing|not an image').all()
     both = paths.embeddings.read_bytes()
     data = embed_catalogue(*load_model(paths.best_model, 'cpu'), paths)   # again from nothing, in one process
     assert paths.embeddings.read_bytes() == both
@@ -120,7 +120,7 @@ def test_processes_give_the_same_vectors(shop, monkeypatch):
     monkeypatch.setattr(os, 'sched_getaffinity', lambda _: range(4))
     def everything(known): return [([*map(str, a)], b.tolist(), c) for a, b, c in clip_ft.embedding.embed_blocks(model, processor, image_dir, blocks, known, progress=False)]
     threads = everything(None)
-    monkeypatch.setattr(clip_ft.data, 'MANY', 1)
+    monkeypatch.setattr(clip_ft.core, 'PROCESS_THRESHOLD', 1)
     assert everything(None) == threads and threads[0][2][20]
     have = [dict(zip(a, b)) for a, b, _ in threads]
     monkeypatch.setattr(clip_ft.embedding, 'embed_images', None)          # nothing is left to embed

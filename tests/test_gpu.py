@@ -15,7 +15,7 @@ from clip_ft.sources import get_data
 from clip_ft.dataset import PixelCache, device_batches
 from clip_ft.embedding import load_embeddings
 from clip_ft.encode import embed_images, embed_texts
-from clip_ft.fast import half_copy
+from clip_ft.fast import InferenceModel
 from clip_ft.model import tiny_model
 from clip_ft.parameters import merged_state_dict
 from clip_ft.training import TrainConfig, Trainer
@@ -45,7 +45,7 @@ def losses(demo, n=40, **changes):
 def test_fast_steps_equal_plain_ones(demo):
     plain, _ = losses(demo, compile=False)
     fast, run = losses(demo)
-    assert len(run.graphs) >= 2                           # several widths were really recorded
+    assert len(run.run_step.recordings) >= 2                           # several widths were really recorded
     again, _ = losses(demo, compile=False, batch_size=64)
     noise = np.abs(again-plain).max()                     # what the device itself varies by, from run to run
     assert np.abs(fast[:10]-plain[:10]).max() < .02 and np.abs(fast-plain).mean() < .05, (np.abs(fast-plain).max(), noise)
@@ -92,12 +92,12 @@ def test_batches_from_the_cache_file(demo):
 def test_one_copy_for_many_calls(demo):
     _, products, _, _, cache = demo
     model, processor = tiny_model(products.full_text)
-    half = half_copy(model.cuda())
-    assert half is not model and half_copy(half) is half and half.logit_scale.dtype == torch.float32
-    assert (embed_images(half, processor, cache, progress=False) == embed_images(model, processor, cache, progress=False)).all()
-    assert (embed_texts(half, processor, products.full_text) == embed_texts(model, processor, products.full_text)).all()
-    with torch.no_grad(): half.vision_model.encoder.layers[0].mlp.fc2.bias += 1e6       # too large for 16 bits: the whole model takes over
-    full = embed_images(half, processor, cache, progress=False)
+    inference = InferenceModel.of(model.cuda())
+    assert inference.full is model and InferenceModel.of(inference) is inference and inference.half.logit_scale.dtype == torch.float32
+    assert (embed_images(inference, processor, cache, progress=False) == embed_images(model, processor, cache, progress=False)).all()
+    assert (embed_texts(inference, processor, products.full_text) == embed_texts(model, processor, products.full_text)).all()
+    with torch.no_grad(): inference.half.vision_model.encoder.layers[0].mlp.fc2.bias += 1e6       # too large for 16 bits: the whole model takes over
+    full = embed_images(inference, processor, cache, progress=False)
     assert np.isfinite(full).all() and np.abs((full*embed_images(model, processor, cache, progress=False)).sum(1)-1).max() < 1e-4
 
 

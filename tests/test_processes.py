@@ -14,12 +14,12 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from conftest import BIN
 
 from clip_ft.core import Paths
 from clip_ft.data import load_split
 from clip_ft.model import tiny_model
 
-BIN = Path(sys.executable).parent
 EPOCHS = 3      # of five steps each
 SETTINGS = ['--model', 'tiny', '--device', 'cpu', '--epochs', EPOCHS, '--lr', 3e-4, '--batch-size', 16, '--hard-negatives', 4, '--ema', .5]
 # Two processes add up the same numbers in another order, which changes the last of float32's seven digits, 1e-7. AdamW divides

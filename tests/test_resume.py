@@ -158,7 +158,7 @@ def test_damaged_snapshots(halfway, straight, start):
     root = copy(halfway, halfway.parent/'all')
     for o, harm in zip(Snapshots(Paths(root).last).files(), (flip, empty, truncate)): harm(o)
     said = finish(start(root))
-    assert 'begins anew' in said and 'Going on' not in said and 'Traceback' not in said
+    assert 'starts from the beginning' in said and 'Going on' not in said and 'Traceback' not in said
     same_end(root, straight)
 
 
