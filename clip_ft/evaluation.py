@@ -13,12 +13,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from torch import nn
+from typing import Any
 from .core import InputError
 from .data import duplicate_groups, image_paths
 from .dataset import PixelCache
 from .encode import embed_images, embed_texts
 from .fast import InferenceModel
-from .metrics import Embeddings, batch_metrics, clip_score, ideal_metrics, mean_metrics, query_metrics, rank_relevant
+from .metrics import Embeddings, Ids, batch_metrics, clip_score, ideal_metrics
+from .metrics import mean_metrics, query_metrics, rank_relevant
 from .queries import QuerySet, query_sets
 
 # %% ../nbs/51_evaluation.ipynb #6d1e0a09
@@ -33,13 +36,14 @@ def _weighted_median(values, weights):
 
 
 def bootstrap(
-    per_query: pd.DataFrame, # N queries, from query_metrics: the column rank, and others that are averaged
-    groups: Sequence[int],   # int [N]: queries of one group are drawn together
-    n_resamples: int=1000,   # Number of samples to draw
-    seed: int=0,             # The same seed draws the same groups
-) -> pd.DataFrame:           # One row per resample: means of the metrics, and mean_rank and median_rank in place of rank
+    per_query: pd.DataFrame,  # N queries, from query_metrics: the column rank, and others that are averaged
+    groups: Ids,  # int [N]: queries of one group are drawn together
+    n_resamples: int = 1000,  # number of samples to draw
+    seed: int = 0,  # the same seed draws the same groups
+) -> pd.DataFrame:  # one row per resample: means of the metrics; mean_rank and median_rank in place of rank
     "Metrics of resampled queries, drawn with replacement by groups."
-    if not len(per_query): raise InputError('There are no queries to evaluate.')
+    if not len(per_query):
+        raise InputError('There are no queries to evaluate.')
     group_of_query = np.unique(groups, return_inverse=True)[1]
     n_groups, rng = group_of_query.max()+1, np.random.default_rng(seed)
     metrics, rank = per_query.drop(columns='rank'), per_query['rank'].to_numpy(float)
@@ -52,24 +56,28 @@ def bootstrap(
         weights = np.bincount(drawn.ravel(), minlength=size*n_groups).reshape(size, n_groups)
         total = weights @ sums
         median = np.full(size, np.nan)
-        if ranked.any(): median = _weighted_median(rank[ranked], weights[:, group_of_query[ranked]])
+        if ranked.any():
+            median = _weighted_median(rank[ranked], weights[:, group_of_query[ranked]])
         with np.errstate(invalid='ignore'):
             blocks.append(np.column_stack([total[:, :-3]/total[:, -3:-2], total[:, -2]/total[:, -1], median]))
     return pd.DataFrame(np.concatenate(blocks), columns=[*metrics.columns, 'mean_rank', 'median_rank'])
 
 # %% ../nbs/51_evaluation.ipynb #6d1e0a41
 def interval(
-    samples: pd.DataFrame,      # From bootstrap
-    values: Mapping[str, float] | pd.Series, # Name of a metric -> its value over all queries
-    groups: Sequence[int],      # int [N]: as in bootstrap
-) -> pd.DataFrame:              # One row per metric: low, high
+    samples: pd.DataFrame,  # from bootstrap
+    values: Mapping[str, float] | pd.Series,  # name of a metric -> its value over all queries
+    groups: Ids,  # int [N]: as in bootstrap
+) -> pd.DataFrame:  # one row per metric: low, high
     "95 % interval of each metric: quantiles of the resamples, or the exact interval where a share is 0 or 1."
     low, high = samples.quantile(.025), samples.quantile(.975)
     bound = .025**(1/len(np.unique(groups)))
     for name in samples:
-        if name.endswith('_rank'): continue
-        if values[name] == 1: low[name] = bound
-        if values[name] == 0: high[name] = 1-bound
+        if name.endswith('_rank'):
+            continue
+        if values[name] == 1:
+            low[name] = bound
+        if values[name] == 0:
+            high[name] = 1-bound
     return pd.DataFrame(dict(low=low, high=high))
 
 # %% ../nbs/51_evaluation.ipynb #51b00007
@@ -78,18 +86,19 @@ RECIPE = {
             'Depends on the batch size and on the logit scale that was learned.',
     'clip_score': 'Mean of 100 * cosine between an image and its own text. '
                   'A model that gives every pair a high cosine scores high and finds nothing.',
-    'clip_score_2.5': 'The same with the factor 2.5 of the CLIPScore paper. Comparable only between checkpoints of one model.',
+    'clip_score_2.5': 'The same with the factor 2.5 of the CLIPScore paper. '
+                      'Comparable only between checkpoints of one model.',
     'batch_accuracy': 'Share of right matches among 32 products. '
                       'A shop has thousands, and most of 31 random products are easy to tell apart.',
 }
 
 def recipe_metrics(
-    model: object,            # The model that made the embeddings
-    image_embeds: Embeddings, # [N, D], unit rows
+    model: nn.Module,  # the model that made the embeddings
+    image_embeds: Embeddings,  # [N, D], unit rows
     text_embeds: Embeddings,  # [N, D], unit rows: of the full texts
-    groups: np.ndarray,       # int [N]: duplicates share an id
-    batch_size: int=32,       # Number of products that compete in the loss
-) -> pd.DataFrame:            # Rows as in RECIPE; columns value and meaning
+    groups: Ids,  # int [N]: duplicates share an id
+    batch_size: int = 32,  # number of products that compete in the loss
+) -> pd.DataFrame:  # rows as in RECIPE; columns value and meaning
     "The recipe's metrics, and what each of them says."
     values = batch_metrics(model, image_embeds, text_embeds, groups, batch_size)
     values['clip_score_2.5'] = clip_score(image_embeds, text_embeds, factor=2.5)
@@ -97,18 +106,20 @@ def recipe_metrics(
     return pd.DataFrame({'value': [values[name] for name in RECIPE], 'meaning': list(RECIPE.values())}, index=index)
 
 # %% ../nbs/51_evaluation.ipynb #51b00009
+RETRIEVAL = ['queries', 'metric', 'value', 'low', 'high', 'best', 'n']  # columns of the table of retrieval metrics
+
 @dataclass
 class Evaluation:
     "How well a model finds N products, query set by query set."
-    products: pd.DataFrame           # N products that were searched
-    images: list[Path] | PixelCache  # Their images
+    products: pd.DataFrame  # N products that were searched
+    images: list[Path] | PixelCache  # their images
     query_sets: dict[str, QuerySet]
-    per_query: dict[str, pd.DataFrame]=field(default_factory=dict) # Of each set: query, row, right, and columns of query_metrics
-    top_results: dict[str, np.ndarray]=field(default_factory=dict) # Of each set: int64 [queries, 10], rows of products
-    retrieval: pd.DataFrame | None=None # queries, metric, value, low, high, best, n
-    recipe: pd.DataFrame | None=None    # From recipe_metrics; None for query sets of your own
+    per_query: dict[str, pd.DataFrame] = field(default_factory=dict)  # columns query, row, right, and query_metrics
+    top_results: dict[str, np.ndarray] = field(default_factory=dict)  # int64 [queries, 10]: rows of products
+    retrieval: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=RETRIEVAL))
+    recipe: pd.DataFrame | None = None  # from recipe_metrics; None for query sets of your own
 
-    def value(self, queries: str, metric: str, column: str='value') -> float:
+    def value(self, queries: str, metric: str, column: str = 'value') -> float:
         "One cell of the table of retrieval metrics."
         return self.retrieval.set_index(['queries', 'metric']).loc[(queries, metric), column]
 
@@ -117,8 +128,6 @@ class Evaluation:
         return self.per_query[queries].drop(columns=['query', 'row', 'right'])
 
 # %% ../nbs/51_evaluation.ipynb #6d1e0a0d
-RETRIEVAL = ['queries', 'metric', 'value', 'low', 'high', 'best', 'n']  # Columns of the table of retrieval metrics
-
 def _summary(name, metrics, ideal, groups, n_resamples):
     "Rows of the table of retrieval metrics for one query set."
     values = pd.Series(mean_metrics(metrics))
@@ -128,17 +137,18 @@ def _summary(name, metrics, ideal, groups, n_resamples):
 
 
 def evaluate(
-    model: object,          # A two-tower model, or an InferenceModel
-    processor: object,      # Its processor
-    products: pd.DataFrame, # N products, from split_products
-    image_dir: str | Path | PixelCache, # Folder of their images; or a cache of them, in the order of the products
-    batch_size: int=32,     # Number of products that compete in the loss
-    sets: dict[str, QuerySet] | None=None, # Query sets of your own; None: those of query_sets, and the recipe's metrics
-    ks: Sequence[int]=(1, 5, 10), # Numbers of results that a shopper may look at
-    n_resamples: int=1000,  # Samples of the bootstrap
+    model: nn.Module | InferenceModel,  # a two-tower model, or an InferenceModel
+    processor: Any,  # its processor
+    products: pd.DataFrame,  # N products, from split_products
+    image_dir: str | Path | PixelCache,  # folder of their images; or their cache, in the same order
+    batch_size: int = 32,  # number of products that compete in the loss
+    sets: dict[str, QuerySet] | None = None,  # query sets of your own; None: those of query_sets, and the recipe's metrics
+    ks: Sequence[int] = (1, 5, 10),  # numbers of results that a shopper may look at
+    n_resamples: int = 1000,  # samples of the bootstrap
 ) -> Evaluation:
     "Search every query among all products and report the retrieval metrics. Raises InputError without products."
-    if not len(products): raise InputError('There are no products to evaluate.')
+    if not len(products):
+        raise InputError('There are no products to evaluate.')
     products = products.reset_index(drop=True)
     images = image_dir if isinstance(image_dir, PixelCache) else image_paths(products, image_dir)
     inference = InferenceModel.of(model)
@@ -149,25 +159,28 @@ def evaluate(
         full_text_embeds = text_embeds(tuple(products['full_text']))
         groups = duplicate_groups(products)
         evaluation.recipe = recipe_metrics(inference.full, image_embeds, full_text_embeds, groups, batch_size)
-    tables = [pd.DataFrame(columns=RETRIEVAL)]
+    tables = []
     for name, queries in evaluation.query_sets.items():
-        if queries.by_image: query, gallery = image_embeds[queries.rows], text_embeds(tuple(products['display name']))
-        else: query, gallery = text_embeds(tuple(queries.texts)), image_embeds
+        if queries.by_image:
+            query, gallery = image_embeds[queries.rows], text_embeds(tuple(products['display name']))
+        else:
+            query, gallery = text_embeds(tuple(queries.texts)), image_embeds
         ranking = rank_relevant(query, gallery, queries.relevant, top_k=10)
         metrics = query_metrics(ranking, ks)
         asked = pd.DataFrame({'query': queries.texts, 'row': queries.rows, 'right': ranking.counts})
         evaluation.per_query[name], evaluation.top_results[name] = asked.join(metrics), ranking.top
         tables.append(_summary(name, metrics, ideal_metrics(queries.relevant, ks), queries.groups, n_resamples))
-    evaluation.retrieval = pd.concat(tables[1:] or tables, ignore_index=True)
+    if tables:
+        evaluation.retrieval = pd.concat(tables, ignore_index=True)
     return evaluation
 
 # %% ../nbs/51_evaluation.ipynb #6d1e0a30
 MAIN_METRICS = ('hit_rate@1', 'hit_rate@5', 'hit_rate@10', 'mrr', 'map', 'median_rank')
 
 def overview(
-    metrics: Sequence[str]=MAIN_METRICS, # Metrics to show
-    **evaluations: Evaluation, # Name of a column -> evaluation; not necessarily of the same products
-) -> pd.DataFrame: # One row per query set and metric: a text such as '0.71 [0.64, 0.77]' per evaluation, and the last one's best
+    metrics: Sequence[str] = MAIN_METRICS,  # metrics to show
+    **evaluations: Evaluation,  # name of a column -> evaluation; not necessarily of the same products
+) -> pd.DataFrame:  # one row per query set and metric: '0.71 [0.64, 0.77]' per evaluation, and the best of the last
     "Metrics of several models, or of several sets of products, with their 95 % intervals."
     def cell(row, form):
         digits = 1 if row.name[1].endswith('_rank') else 3
@@ -180,8 +193,8 @@ def overview(
 
 # %% ../nbs/51_evaluation.ipynb #15e6a06c
 def same_queries(
-    evaluations: Iterable[Evaluation], # At least one
-):
+    evaluations: Iterable[Evaluation],  # at least one
+) -> None:
     "Raises InputError unless all evaluations searched the same queries among the same products."
     def key(evaluation):
         sets = evaluation.query_sets.items()
@@ -199,7 +212,8 @@ def _differences(name, base, other, base_samples):
     change = metrics-base.metrics(name)
     change['rank'] *= -1                              # a lower rank is better
     better, worse = (change > 1e-12).sum(), (change < -1e-12).sum()
-    for counts in (better, worse): counts['mean_rank'] = counts['median_rank'] = counts['rank']
+    for counts in (better, worse):
+        counts['mean_rank'] = counts['median_rank'] = counts['rank']
     values = [pd.Series(mean_metrics(evaluation.metrics(name))) for evaluation in (base, other)]
     table = pd.DataFrame(dict(base=values[0], value=values[1], difference=values[1]-values[0]))
     table = table.assign(low=samples.quantile(.025), high=samples.quantile(.975), better=better, worse=worse)
@@ -207,8 +221,8 @@ def _differences(name, base, other, base_samples):
 
 
 def compare(
-    **evaluations: Evaluation, # Name of a model -> evaluation; the others are compared with the first
-) -> pd.DataFrame: # queries, metric, model, base, value, difference, low, high, better, worse (numbers of queries), n
+    **evaluations: Evaluation,  # name of a model -> evaluation; the others are compared with the first
+) -> pd.DataFrame:  # queries, metric, model, base, value, difference, low, high, better, worse (numbers of queries), n
     "Difference of each model from the first one on the same queries, with its 95 % interval from a paired bootstrap."
     same_queries(evaluations.values())
     (_, base), *others = evaluations.items()

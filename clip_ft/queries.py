@@ -21,45 +21,48 @@ from .texts import ATTRIBUTES, attribute_phrases
 @dataclass
 class QuerySet:
     "N queries of one kind and their right answers."
-    texts: list[str]           # N queries as text
-    relevant: list[np.ndarray] # N arrays: rows of the products that are right, at least one each
-    rows: np.ndarray           # int [N]: row of the product that a query is about; one of them where several are right
-    groups: np.ndarray         # int [N]: equal for queries that depend on each other, such as those of duplicates
-    by_image: bool=False       # True: the query is the image of the product, and the names of all products are searched
+    texts: list[str]  # N queries as text
+    relevant: list[np.ndarray]  # N arrays: rows of the products that are right, at least one each
+    rows: np.ndarray  # int [N]: row of the product that a query is about; one of them where several are right
+    groups: np.ndarray  # int [N]: equal for queries that depend on each other, such as those of duplicates
+    by_image: bool = False  # true: the query is the image of the product, and the names of all products are searched
 
     def __len__(self): return len(self.texts)
 
 # %% ../nbs/50_queries.ipynb #50a10003
 def attribute(
-    products: pd.DataFrame, # N products
-    kind: str,              # One of ATTRIBUTES: 'gender', 'pattern' or 'colour'
-) -> pd.Series | None:      # N str, '' where the catalogue says nothing; None without such a column
+    products: pd.DataFrame,  # N products
+    kind: str,  # one of ATTRIBUTES: 'gender', 'pattern' or 'colour'
+) -> pd.Series | None:  # N str, '' where the catalogue says nothing; None without such a column
     "Gender, pattern or colour of each product, whatever the catalogue calls the column."
     column = next((name for name in ATTRIBUTES[kind] if name in products), None)
-    if column is None: return None
+    if column is None:
+        return None
     values = products[column].astype(str).str.strip()
     return values.where(~is_placeholder(values), '')
 
 # %% ../nbs/50_queries.ipynb #6d1e0a03
 def attribute_queries(
-    products: pd.DataFrame, # N products with the column category, and columns as in ATTRIBUTES
-    kind: str,              # 'colour' or 'gender'
-) -> QuerySet | None:       # One query per combination of attribute and category; None without such a column
+    products: pd.DataFrame,  # N products with the column category, and columns as in ATTRIBUTES
+    kind: str,  # 'colour' or 'gender'
+) -> QuerySet | None:  # one query per combination of attribute and category; None without such a column
     "Short queries, such as 'black shirts', for which every product with these attributes is right."
     values = attribute(products, kind)
-    if values is None: return None
+    if values is None:
+        return None
     complete = (values != '') & (products['category'] != '')
     phrases = attribute_phrases(products)[kind][complete.to_numpy()]
     found = phrases.groupby(phrases).indices
-    if not found: return None
+    if not found:
+        return None
     relevant = [phrases.index.to_numpy()[positions] for positions in found.values()]
     rows = np.array([right[0] for right in relevant], dtype=np.int64)
     return QuerySet(list(found), relevant, rows, np.arange(len(found)))
 
 
 def query_sets(
-    products: pd.DataFrame, # N products, from split_products
-) -> dict[str, QuerySet]:   # 'full text', 'name', 'description', 'image' and, with such columns, 'colour' and 'gender'
+    products: pd.DataFrame,  # N products, from split_products
+) -> dict[str, QuerySet]:  # 'full text', 'name', 'description', 'image' and, with such columns, 'colour' and 'gender'
     "All query sets that can be made from a catalogue."
     products = products.reset_index(drop=True)
     groups, rows = duplicate_groups(products), np.arange(len(products))
@@ -69,29 +72,34 @@ def query_sets(
     sets['image'] = QuerySet(sets['name'].texts, relevant, rows, groups, by_image=True)
     for kind in ('colour', 'gender'):
         queries = attribute_queries(products, kind)
-        if queries: sets[kind] = queries
+        if queries:
+            sets[kind] = queries
     return sets
 
 # %% ../nbs/50_queries.ipynb #6d1e0a06
 def _check_rows(path, queries, images, known):
     "InputError for the first row without a query or with an unknown image."
     for number, (query, image) in enumerate(zip(queries, images), 2):
-        if not query: raise InputError(f'{path}: row {number}, column query: it is empty')
+        if not query:
+            raise InputError(f'{path}: row {number}, column query: it is empty')
         if image not in known:
             problem = f'{image!r} is not among the {len(known):,} products that are searched'
             raise InputError(f'{path}: row {number}, column image: {problem}')
 
 
 def read_queries(
-    path: str | Path,       # A CSV with the columns query and image, the image's name as in the catalogue
-    products: pd.DataFrame, # The products that are searched
+    path: str | Path,  # a CSV with the columns query and image, the image's name as in the catalogue
+    products: pd.DataFrame,  # the products that are searched
 ) -> QuerySet:
     "Read your own queries. Raises InputError, naming file, row and column, for what cannot be used."
-    try: table = read_table(path)
-    except OSError as error: raise InputError(f'{path}: the queries cannot be read: {error.strerror}') from None
+    try:
+        table = read_table(path)
+    except OSError as error:
+        raise InputError(f'{path}: the queries cannot be read: {error.strerror}') from None
     missing = [name for name in ('query', 'image') if name not in table]
     if missing:
-        raise InputError(f'{path}: no column {", ".join(map(repr, missing))}; it has {", ".join(map(repr, table.columns))}')
+        columns = ', '.join(map(repr, table.columns))
+        raise InputError(f'{path}: no column {", ".join(map(repr, missing))}; the table has {columns}')
     queries, images = table['query'].str.split().str.join(' '), table['image'].str.strip()
     row_of = {image: row for row, image in enumerate(products['image'])}
     _check_rows(path, queries, images, row_of)
