@@ -1,7 +1,7 @@
-"""Strip from the notebooks what nbdev_clean leaves: widget state and views, progress bars and other stderr text.
+"""Remove from the notebooks what nbdev_clean leaves: widget state and views, progress bars and other output of stderr.
 
-`clean_notebooks.py` rewrites the files that need it; with `--check` it rewrites nothing, names what it finds and exits 1.
-A timing or a path of somebody's machine in an output can't be stripped without spoiling the page, so both are only named.
+`clean_notebooks.py` rewrites the files that need it. With `--check` it rewrites nothing, lists what it finds and exits
+with 1. Timings and paths of a machine in saved outputs are only listed, because removing them would spoil the page.
 """
 import re
 import sys
@@ -11,55 +11,77 @@ import nbformat
 
 NBS = Path(__file__).resolve().parent.parent / "nbs"
 VIEW = "application/vnd.jupyter.widget-view+json"
-PATHS = re.compile(r"(?:/(?:home|Users|root|work|tmp|mnt)/|[A-Za-z]:\\\\?Users)[\w.\\/-]*")
-TIMINGS = re.compile(r"(?:Wall|CPU) times?:|\bit/s\b|s/it\b|[\d.]+ (?:ms|µs|ns) ±")
+UNWANTED = {
+    "path": re.compile(r"(?:/(?:home|Users|root|work|tmp|mnt)/|[A-Za-z]:\\\\?Users)[\w.\\/-]*"),
+    "timing": re.compile(r"(?:Wall|CPU) times?:|\bit/s\b|s/it\b|[\d.]+ (?:ms|µs|ns) ±"),
+}
+
+
+def is_wanted(output):
+    "Whether a committed notebook keeps an output."
+    is_stderr = output.output_type == "stream" and output.name == "stderr"
+    return not is_stderr and VIEW not in output.get("data", {})
 
 
 def strip(nb):
-    "Remove what is never wanted in a committed notebook, in place."
+    "Remove, in place, what a committed notebook must not contain."
     nb.metadata.pop("widgets", None)
     for cell in nb.cells:
-        if cell.cell_type != "code": continue
+        if cell.cell_type != "code":
+            continue
         cell.execution_count = None
         cell.metadata.pop("execution", None)
-        kept = []
+        cell.outputs = [output for output in cell.outputs if is_wanted(output)]
         for output in cell.outputs:
-            if output.output_type == "stream" and output.name == "stderr": continue
+            if "execution_count" in output:
+                output.execution_count = None
             data = output.get("data", {})
-            if VIEW in data: continue
-            if "execution_count" in output: output.execution_count = None
-            if data.get("text/plain", "").startswith("<Figure size") and len(data) > 1: del data["text/plain"]
-            kept.append(output)
-        cell.outputs = kept
+            if data.get("text/plain", "").startswith("<Figure size") and len(data) > 1:
+                del data["text/plain"]
     return nb
 
 
+def saved_text(output):
+    "All text of an output."
+    data = output.get("data", {}).items()
+    return output.get("text", "") + "".join(v for k, v in data if k.startswith("text/") and isinstance(v, str))
+
+
 def complaints(nb):
-    "Outputs that only the author can mend: paths, timings, errors."
+    "Outputs that only the author can correct: errors, paths and timings."
     for cell in nb.cells:
         for output in cell.get("outputs", []):
-            if output.output_type == "error": yield f"an error is saved: {output.ename}"
-            text = output.get("text", "") + "".join(
-                v for k, v in output.get("data", {}).items() if k.startswith("text/") and isinstance(v, str))
-            for what, pattern in (("path", PATHS), ("timing", TIMINGS)):
-                found = pattern.search(text)
-                if found: yield f"a {what} is saved: {found.group()}"
+            if output.output_type == "error":
+                yield f"an error is saved: {output.ename}"
+            for what, pattern in UNWANTED.items():
+                found = pattern.search(saved_text(output))
+                if found:
+                    yield f"a {what} is saved: {found.group()}"
+
+
+def clean(path, check):
+    "Clean one notebook, or only look at it; returns the problems that remain."
+    before = path.read_text(encoding="utf-8")
+    nb = strip(nbformat.reads(before, as_version=4))
+    problems = list(complaints(nb))
+    if nbformat.reads(before, as_version=4) != nb:
+        if check:
+            problems.append("not clean: run `make clean-notebooks`")
+        else:
+            path.write_text(nbformat.writes(nb).rstrip("\n") + "\n", encoding="utf-8")
+    return problems
 
 
 def main(check):
     bad = 0
     for path in sorted(NBS.rglob("*.ipynb")):
-        if any(part.startswith((".", "_")) for part in path.relative_to(NBS).parts): continue
-        before = path.read_text(encoding="utf-8")
-        nb = strip(nbformat.reads(before, as_version=4))
-        problems = list(complaints(nb))
-        after = nbformat.writes(nb).rstrip("\n") + "\n"
-        if nbformat.reads(before, as_version=4) != nb:
-            if check: problems.append("not clean: run `make clean-notebooks`")
-            else: path.write_text(after, encoding="utf-8")
-        for problem in problems: print(f"{path.relative_to(NBS.parent)}: {problem}")
-        bad += len(problems)
+        if any(part.startswith((".", "_")) for part in path.relative_to(NBS).parts):
+            continue
+        for problem in clean(path, check):
+            print(f"{path.relative_to(NBS.parent)}: {problem}")
+            bad += 1
     return 1 if bad else 0
 
 
-if __name__ == "__main__": sys.exit(main("--check" in sys.argv[1:]))
+if __name__ == "__main__":
+    sys.exit(main("--check" in sys.argv[1:]))

@@ -1,6 +1,6 @@
-"""Take the picture of the search page that README.md and the documentation show: nbs/images/search-page.png, of the demo catalogue.
+"""Take the screenshot of the search page that README.md and the documentation show: nbs/images/search-page.png.
 
-Needs Chromium, and runs/notebooks with a trained demo (any of the notebooks makes it): `make screenshot`.
+Needs Chromium, and a trained demo in runs/notebooks, which running any notebook creates: `make screenshot`.
 """
 import os
 import shutil
@@ -18,27 +18,44 @@ ROOT = Path(__file__).resolve().parent.parent
 PORT = 8899
 
 
+def start_server():
+    "Start Voila with the search page of the demo; returns when it accepts connections."
+    command = [Path(sys.executable).parent / "voila", "app.ipynb", "--no-browser", f"--port={PORT}"]
+    environment = os.environ | {"CLIP_FT_ROOT": str(ROOT / "runs" / "notebooks")}
+    server = subprocess.Popen(command, cwd=ROOT / "nbs", env=environment)
+    while socket.socket().connect_ex(("127.0.0.1", PORT)):
+        if server.poll() is not None:
+            sys.exit("Voila did not start")
+        time.sleep(0.2)
+    return server
+
+
+def search(page):
+    "Search for blue jeans and hover over a card; returns a PNG of the page."
+    page.goto(f"http://127.0.0.1:{PORT}", timeout=120_000)
+    page.wait_for_selector(".cf-card", timeout=120_000)
+    page.get_by_placeholder("What are you looking for?").fill("blue jeans")
+    page.wait_for_selector('.cf-grid[data-query="blue jeans"]')
+    page.locator(".cf-card").nth(1).hover()
+    page.wait_for_timeout(2000)
+    return page.locator(".cf-page").screenshot()
+
+
 def main():
-    voila = [Path(sys.executable).parent / "voila", "app.ipynb", "--no-browser", f"--port={PORT}"]
-    server = subprocess.Popen(voila, cwd=ROOT / "nbs", env=os.environ | {"CLIP_FT_ROOT": str(ROOT / "runs" / "notebooks")})
+    server = start_server()
     try:
-        while socket.socket().connect_ex(("127.0.0.1", PORT)): time.sleep(.2)
-        with sync_playwright() as p:
-            browser = p.chromium.launch(executable_path=shutil.which("chromium") or shutil.which("google-chrome"), args=["--no-sandbox"])
-            page = browser.new_page(viewport=dict(width=1280, height=860))
-            page.goto(f"http://127.0.0.1:{PORT}", timeout=120000)
-            page.wait_for_selector(".cf-card", timeout=120000)
-            page.get_by_placeholder("What are you looking for?").fill("blue jeans")
-            page.wait_for_selector('.cf-grid[data-words="blue jeans"]')
-            page.locator(".cf-card").nth(1).hover()
-            page.wait_for_timeout(2000)
-            picture = Image.open(BytesIO(page.locator(".cf-page").screenshot())).convert("RGB")
-            picture = picture.crop((0, 0, picture.width, 760))
-            picture.quantize(128, dither=Image.Dither.NONE).save(ROOT / "nbs" / "images" / "search-page.png", optimize=True)
+        with sync_playwright() as playwright:
+            chromium = shutil.which("chromium") or shutil.which("google-chrome")
+            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            png = search(browser.new_page(viewport={"width": 1280, "height": 860}))
             browser.close()
     finally:
         server.terminate()
         server.wait()
+    image = Image.open(BytesIO(png)).convert("RGB")
+    image = image.crop((0, 0, image.width, 760)).quantize(128, dither=Image.Dither.NONE)
+    image.save(ROOT / "nbs" / "images" / "search-page.png", optimize=True)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -55,11 +55,12 @@ ENVIRONMENT = _environment()
 
 
 def render_template(
-    name: str, # file name in clip_ft/templates, such as message.html
+    template: str, # file name in clip_ft/templates, such as message.html
+    /,
     **values, # variables of the template
 ) -> Markup: # safe HTML
     "Fill in a template. Every value is escaped, unless it is Markup."
-    return Markup(ENVIRONMENT.get_template(name).render(**values))
+    return Markup(ENVIRONMENT.get_template(template).render(**values))
 
 # %% ../nbs/05_rendering.ipynb #3a5e0020
 def static_file(

@@ -1,0 +1,77 @@
+// The results pane: shows the HTML from Python, and sends clicks on elements with data-action back.
+
+const FRAME = `
+  <div class="cf-busy" role="alert" hidden>
+    Python is busy, perhaps training a model. Your search runs as soon as it is free.
+    To search meanwhile, open the page in another notebook or with <code>make app</code>;
+    to stop the running cell, choose Kernel, Interrupt.
+  </div>
+  <div class="cf-status" role="status"></div>
+  <div class="cf-body"></div>
+  <dialog class="cf-dialog" aria-label="Product details"></dialog>`;
+const BUSY_AFTER = 2000; // milliseconds without an answer
+
+function download(name, data) {
+  const url = URL.createObjectURL(new Blob([data]));
+  Object.assign(document.createElement('a'), { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10000);
+}
+
+function render({ model, el }) {
+  el.classList.add('cf-pane');
+  el.innerHTML = FRAME;
+  const [busy, status, body, dialog] = ['busy', 'status', 'body', 'dialog'].map(name => el.querySelector(`.cf-${name}`));
+  const listeners = new AbortController();
+  const page = () => el.closest('.cf-page') ?? el;
+
+  const draw = () => {
+    body.innerHTML = model.get('html');
+    status.textContent = model.get('status');
+  };
+
+  let timer = null;
+  const ping = () => {
+    if (timer) return;
+    timer = setTimeout(() => { busy.hidden = false; }, BUSY_AFTER);
+    model.send({ action: 'ping' });
+  };
+  const pong = () => {
+    clearTimeout(timer);
+    timer = null;
+    busy.hidden = true;
+  };
+
+  const showDetails = html => {
+    dialog.innerHTML = html;
+    if (!dialog.open) dialog.showModal();
+    dialog.scrollTop = 0;
+  };
+
+  const onMessage = (message, buffers) => {
+    if (message.pong) pong();
+    if (message.details && el.isConnected) showDetails(message.details);
+    if (message.file) download(message.file, buffers[0]);
+  };
+
+  const onClick = event => {
+    const button = event.target.closest('[data-action]');
+    if (event.target === dialog || (button && dialog.contains(button))) dialog.close();
+    if (!button || button.dataset.action === 'close') return;
+    ping();
+    model.send({ action: button.dataset.action, value: button.dataset.value });
+  };
+
+  model.on('change:html change:status', draw);
+  model.on('msg:custom', onMessage);
+  el.addEventListener('click', onClick, { signal: listeners.signal });
+  for (const kind of ['input', 'click']) {
+    const pingIfInside = event => { if (page().contains(event.target)) ping(); };
+    document.addEventListener(kind, pingIfInside, { signal: listeners.signal });
+  }
+  requestAnimationFrame(() => page().setAttribute('data-lm-suppress-shortcuts', 'true'));
+  draw();
+
+  return () => listeners.abort();
+}
+
+export default { render };
