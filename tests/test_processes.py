@@ -42,7 +42,7 @@ def start(root, *args, launcher=()):
 
 def finish(process):
     "Wait for a command; return its output and its error stream, with progress bars as lines."
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=400)
     assert process.returncode == 0, err[-5000:]
     return out, err.replace('\r', '\n')
 
@@ -54,7 +54,7 @@ def last_step(root):
 
 def wait_for_step(root, step, process):
     "Wait until there is a snapshot of a step or a later one."
-    end = time.monotonic()+120
+    end = time.monotonic()+300
     while last_step(root) < step:
         assert process.poll() is None and time.monotonic() < end, process.communicate()[1][-5000:]
         time.sleep(.005)
@@ -143,7 +143,7 @@ def test_begun_by_one_and_finished_by_two(one, project):
 
 def test_a_batch_that_cannot_be_shared_is_one_error(project):
     process = start(project, '--batch-size', 31, launcher=TORCHRUN)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode
     assert err.count('error: ') == 1 and 'error: A batch of 31 products cannot be shared by 2 processes.' in err
     for module in ('batches', 'training', 'train_command'):      # no traceback of ours; the launcher prints its own

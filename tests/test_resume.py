@@ -66,12 +66,12 @@ def start():
 def finish(started, code=0):
     "Wait for a command, check its exit code and return its output."
     process, log = started
-    process.join(120)
+    process.join(300)
     assert process.exitcode == code, log.read_text()[-3000:]
     return log.read_text()
 
 
-def wait_for(condition, process, seconds=60):
+def wait_for(condition, process, seconds=300):
     "Wait until a condition holds, while a process runs."
     end = time.monotonic()+seconds
     while not condition():
