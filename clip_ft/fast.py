@@ -183,7 +183,7 @@ class _Recording:
         self.graph.replay()
         return tuple(x.clone() for x in self.outputs)
 
-
+# %% ../nbs/32_fast.ipynb #a190ba96
 class RecordedStep:
     "Calls a function of a batch; on a CUDA device it is recorded once per shape of the batch, and then replayed."
     def __init__(self,
