@@ -254,14 +254,14 @@ def with_ranks(kind, home, ranks):
 
 def evaluate(model, processor, test, short):
     "Name of a figure -> its value for each query."
-    from clip_ft.metrics import best_ranks
+    from clip_ft.metrics import rank_relevant
     from clip_ft.encode import embed_images, embed_texts
     images, values = embed_images(model, processor, test.pixels, progress=False), {}
     for kind, column in (("names", "display name"), ("full texts", "full_text")):
-        values |= with_ranks(kind, test.home, best_ranks(embed_texts(model, processor, test.products[column]), images, test.relevant))
+        values |= with_ranks(kind, test.home, rank_relevant(embed_texts(model, processor, test.products[column]), images, test.relevant).best)
     texts, relevant, categories = short
     queries, home = embed_texts(model, processor, texts), np.isin(categories, HOME)
-    values |= with_ranks("short", home, best_ranks(queries, images, relevant))
+    values |= with_ranks("short", home, rank_relevant(queries, images, relevant).best)
     top = np.argsort(-(queries @ images.T), axis=1, kind="stable")[:, :5]
     precision = np.array([np.isin(t, r).sum()/min(5, len(r)) for t, r in zip(top, relevant)], np.float32)
     values |= {"short home precision@5": precision[home], "short elsewhere precision@5": precision[~home]}
@@ -283,7 +283,7 @@ def curve_parts(worlds, args, seed=0):
 
 def curve(model, processor, base, parts):
     "Recall@5 of names at each alpha, a dict a point; the model has its own weights again afterwards."
-    from clip_ft.metrics import best_ranks
+    from clip_ft.metrics import rank_relevant
     from clip_ft.checkpoints import interpolate_weights
     from clip_ft.encode import embed_images, embed_texts
     tuned, points = {k: v.clone() for k, v in model.state_dict().items()}, []
@@ -291,7 +291,7 @@ def curve(model, processor, base, parts):
         model.load_state_dict(interpolate_weights(base, tuned, alpha))
         point = dict(alpha=alpha)
         for part, gallery in parts.items():
-            hits = best_ranks(embed_texts(model, processor, gallery.products["display name"]), embed_images(model, processor, gallery.pixels, progress=False), gallery.relevant) <= 5
+            hits = rank_relevant(embed_texts(model, processor, gallery.products["display name"]), embed_images(model, processor, gallery.pixels, progress=False), gallery.relevant).best <= 5
             point |= {f"{part} home": round(float(hits[gallery.home].mean()), 4), f"{part} elsewhere": round(float(hits[~gallery.home].mean()), 4)}
         points.append(point)
     model.load_state_dict(tuned)

@@ -40,9 +40,13 @@ def clean_text(
 
 # %% ../nbs/04_cleaning.ipynb #6b8443f9
 PLACEHOLDERS = {
-    '', 'na', 'n/a', 'n.a', 'none', 'null', 'nil', 'nan', 'tbd', 'tba', 'no description', 'not available',
-    'style note', 'style notes', 'syle note', 'style description', 'description', 'product description',
-    'details', 'product details', 'product information', 'size & fit', 'size and fit',
+    '', 'na', 'n/a', 'n.a', 'none', 'null', 'nil', 'nan', 'tbd', 'tba',
+    'no description', 'not available',
+    'style note', 'style notes', 'syle note', 'style description',  # headings without content
+    'description', 'product description', 'product information',
+    'details', 'product details',
+    'size & fit',
+    'size and fit',
     'material & care', 'material and care',
 }
 

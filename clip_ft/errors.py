@@ -11,20 +11,20 @@ import pandas as pd
 import warnings
 from PIL import Image
 from .dataset import PixelCache
-from .evaluation import bootstrap, interval, same_queries
+from .evaluation import Evaluation, bootstrap, interval, same_queries
 from .images import IMAGE_FORMATS
 from .queries import attribute
 
 # %% ../nbs/52_errors.ipynb #ff1c52d4
 def rank_changes(
-    before: dict,       # From `evaluate`
-    after: dict,        # From `evaluate`, of the same products and queries
+    before: Evaluation,       # From `evaluate`
+    after: Evaluation,        # From `evaluate`, of the same products and queries
     queries: str='name', # Name of the query set
 ) -> pd.DataFrame: # query, category, before and after (ranks of the best right answer), row (of the query); what got better most comes first
     "Which queries got better, and which got worse."
     same_queries((before, after))
-    b, a = before['queries'][queries], after['queries'][queries]
-    table = pd.DataFrame(dict(query=b['query'], category=before['products']['category'].to_numpy()[b['row']], before=b['rank'], after=a['rank'], row=np.arange(len(b))))
+    b, a = before.per_query[queries], after.per_query[queries]
+    table = pd.DataFrame(dict(query=b['query'], category=before.products['category'].to_numpy()[b['row']], before=b['rank'], after=a['rank'], row=np.arange(len(b))))
     return table.iloc[np.argsort(np.log(table.after/table.before), kind='stable')].reset_index(drop=True)
 
 # %% ../nbs/52_errors.ipynb #6d1e0a18
@@ -48,10 +48,10 @@ def _shared(values, relevant):
 
 def _parts(e, queries):
     "Name of a way to cut -> the part that each query belongs to."
-    table, products, relevant = e['queries'][queries], e['products'], e['sets'][queries].relevant
+    table, products, relevant = e.per_query[queries], e.products, e.query_sets[queries].relevant
     cut = lambda values, edges, unit: pd.cut(values, [-1, *edges, np.inf], labels=[f'to {edges[0]} {unit}', *(f'{a+1} to {b} {unit}' for a, b in zip(edges, edges[1:])), f'over {edges[-1]} {unit}'])
     parts = dict(category=products['category']) | {o: attribute(products, o) for o in ('gender', 'colour')}
-    if not isinstance(e['images'], PixelCache): parts['size of photo'] = cut(photo_sizes(e['images']), (99, 199, 399, 799), 'pixels')
+    if not isinstance(e.images, PixelCache): parts['size of photo'] = cut(photo_sizes(e.images), (99, 199, 399, 799), 'pixels')
     parts = {k: _shared(v, relevant) for k, v in parts.items() if v is not None}
     parts['length of query'] = cut(table['query'].str.split().str.len(), (3, 6, 12, 55), 'words')
     parts['twins'] = np.where(table['right'] > 1, 'several right', 'one right')
@@ -59,13 +59,13 @@ def _parts(e, queries):
 
 
 def slices(
-    evaluation: dict,     # From `evaluate`
+    evaluation: Evaluation,     # From `evaluate`
     queries: str='name',  # Name of the query set
     metrics=('hit_rate@1', 'hit_rate@5', 'mrr'), # Figures to show; the first has its interval
     least: int=10,        # Parts with fewer queries are taken together
 ) -> pd.DataFrame: # cut, part, n, share, the figures, with low and high of the first; large parts first
     "Figures for parts of the queries."
-    table, sets, rows = evaluation['queries'][queries], evaluation['sets'][queries], []
+    table, sets, rows = evaluation.per_query[queries], evaluation.query_sets[queries], []
     for cut, parts in _parts(evaluation, queries).items():
         parts = parts.replace('', '(none)')
         parts = parts.where(parts.map(parts.value_counts()) >= least, f'(fewer than {least} each)')
@@ -80,12 +80,12 @@ def slices(
 
 # %% ../nbs/52_errors.ipynb #6d1e0a1c
 def confusion(
-    evaluation: dict,    # From `evaluate`
+    evaluation: Evaluation,    # From `evaluate`
     queries: str='name', # Name of the query set
 ) -> pd.DataFrame: # Square: categories asked for (rows) by categories of the first result (columns), numbers of queries
     "How often a query for one category is answered with a product of another."
-    categories, table = evaluation['products']['category'].replace('', '(none)').to_numpy(), evaluation['queries'][queries]
-    asked, came = categories[table['row']], categories[evaluation['results'][queries][:, 0]]
+    categories, table = evaluation.products['category'].replace('', '(none)').to_numpy(), evaluation.per_query[queries]
+    asked, came = categories[table['row']], categories[evaluation.top_results[queries][:, 0]]
     came = np.where(table['rank'] == 1, asked, came)       # a twin may stand in another category, and is right
     names = np.unique(np.concatenate([asked, came]))
     return pd.crosstab(asked, came).reindex(index=names, columns=names, fill_value=0).rename_axis(index='asked for', columns='came')

@@ -11,14 +11,14 @@ import re
 import struct
 import warnings
 from collections.abc import Iterable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
 from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from .core import InputError, chunked_calls, run_parallel
@@ -75,7 +75,7 @@ def open_image(
         raise
     except Image.DecompressionBombError:
         reason = f'image is too large: over {MAX_PIXELS:,} pixels'
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         reason = f'not an image: none of {", ".join(IMAGE_FORMATS)}'
     except Exception as error:  # damaged files make the decoders raise nearly any exception
         reason = f'image cannot be decoded: {error}'

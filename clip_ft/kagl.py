@@ -14,7 +14,7 @@ from .data import catalogue_folder, duplicate_groups, image_folder, load_split, 
 from .encode import embed_texts
 from .evaluation import bootstrap, interval
 from .images import check_images
-from .metrics import query_metrics, relevant_ranks
+from .metrics import query_metrics, rank_relevant
 from .tables import read_table
 
 # %% ../nbs/54_kagl.ipynb #8f4c2d07
@@ -63,9 +63,9 @@ def kagl(
     if not names:
         gallery = PICTURE*image_embeds+TEXT*embed_texts(model, processor, products['display name'])
         gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
-    figures = query_metrics(relevant_ranks(embed_texts(model, processor, list(judgments)), gallery, relevant)[0], counts, ks=(1, 10))
+    figures = query_metrics(rank_relevant(embed_texts(model, processor, list(judgments)), gallery, relevant), ks=(1, 10))
     share = counts/listed                                  # what isn't in the catalogue is never found
-    table = pd.DataFrame({'Recall@1': figures['hit_rate@1']*share, 'Recall@10': figures['hit_rate@10']*share} if names else {'P@1': figures['precision@1'], 'P@10': figures['precision@10']})
+    table = pd.DataFrame({'Recall@1': figures['recall@1']*share, 'Recall@10': figures['recall@10']*share} if names else {'P@1': figures['precision@1'], 'P@10': figures['precision@10']})
     table = pd.concat([table.mean(axis=1).rename('AvgRecall' if names else 'AvgP'), table, figures['mrr@10'].rename('MRR')], axis=1)
     groups = np.arange(len(table))
     bounds = interval(bootstrap(table.assign(rank=figures['rank']), groups)[table.columns], table.mean(), groups)

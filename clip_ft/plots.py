@@ -85,13 +85,13 @@ def _say(ax, lines, width=24):
 
 def _line(axs, e, queries, i, label=''):
     "One row of a sheet: query, right product, results."
-    s, right = e['sets'][queries], e['queries'][queries].iloc[i]
-    asked = ('the name of this picture: ' if s.pictures else '')+s.texts[i]
+    s, right = e.query_sets[queries], e.per_query[queries].iloc[i]
+    asked = ('the name of this picture: ' if s.by_image else '')+s.texts[i]
     _say(axs[0], [*([label] if label else []), asked, f'rank {right["rank"]:.0f}'+(f', {right.right:.0f} right' if right.right > 1 else '')])
-    _show(axs[1], e['images'], right.row, 'grey', 'right' if not s.pictures else 'asked')
+    _show(axs[1], e.images, right.row, 'grey', 'right' if not s.by_image else 'asked')
     for ax in axs[2:]: ax.axis('off')
-    for k, (ax, j) in enumerate(zip(axs[2:], e['results'][queries][i]), 1):
-        ax.axis('on'); _show(ax, e['images'], j, 'tab:green' if j in s.relevant[i] else 'tab:red', str(k))
+    for k, (ax, j) in enumerate(zip(axs[2:], e.top_results[queries][i]), 1):
+        ax.axis('on'); _show(ax, e.images, j, 'tab:green' if j in s.relevant[i] else 'tab:red', str(k))
 
 
 def _sheet(lines, k):
@@ -108,7 +108,7 @@ def contact_sheet(
     k: int=6,            # Results to show, up to 10
 ) -> Figure:
     "What was asked, what would have been right, and what came: a row a query."
-    ranks, groups = evaluation['queries'][queries]['rank'].to_numpy(), evaluation['sets'][queries].groups
+    ranks, groups = evaluation.per_query[queries]['rank'].to_numpy(), evaluation.query_sets[queries].groups
     if rows is None:
         worst = np.argsort(-ranks, kind='stable')
         rows = worst[np.sort(np.unique(groups[worst], return_index=True)[1])][:n]
@@ -126,7 +126,7 @@ def before_after(
     k: int=6,            # Results to show, up to 10
 ) -> Figure:
     "What came before, and what comes now: two rows a query."
-    table, groups = rank_changes(before, after, queries), after['sets'][queries].groups
+    table, groups = rank_changes(before, after, queries), after.query_sets[queries].groups
     if rows is None:
         table = table[~pd.Series(groups[table['row']]).duplicated().to_numpy()]
         better, worse = table[table.after < table.before].head(n), table[table.after > table.before].tail(n)[::-1]

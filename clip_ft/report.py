@@ -55,20 +55,20 @@ def _found(test, before, train):
     "Sections on how well products are found, and what changed."
     columns = ({'before, test': before} if before else {}) | ({'train': train} if train else {}) | {'test': test}
     p = lambda text: f'<p>{escape(text)}</p>'
-    yield 'Do shoppers find the product?', p(f'Each query is put to all {len(test["products"]):,} products. In brackets the interval in which 95 % of other samples of queries would lie; "best" is what a perfect model would get. '
+    yield 'Do shoppers find the product?', p(f'Each query is put to all {len(test.products):,} products. In brackets the interval in which 95 % of other samples of queries would lie; "best" is what a perfect model would get. '
         'hit_rate@k: share of queries with a right answer among the first k. mrr: mean of 1/rank of the first right answer. map: mean average precision over all right answers. '
-        f'Twins, products with the same name, description or picture, count as right; {(test["queries"]["name"]["right"] > 1).mean():.0%} of the products have one.')+_table(overview(**columns))
+        f'Twins, products with the same name, description or picture, count as right; {(test.per_query["name"]["right"] > 1).mean():.0%} of the products have one.')+_table(overview(**columns))
     if before:
         table = compare(before=before, after=test)
         yield 'What changed', p('The same queries put to both models. The interval is that of the difference: without 0 in it, another sample of queries would show a change too. better, worse: numbers of queries.')+_table(table[table.metric.isin(('hit_rate@1', 'hit_rate@10', 'mrr', 'map', 'median_rank'))].drop(columns='model'), index=False)
-    yield "The recipe's figures", p('Reported because the recipe reports them. They grade the model by itself or among 32 products, and do not say whether a shopper finds a product.')+_table(pd.concat({k: v['recipe']['value'] for k, v in columns.items()}, axis=1).assign(meaning=test['recipe']['meaning']))
+    yield "The recipe's figures", p('Reported because the recipe reports them. They grade the model by itself or among 32 products, and do not say whether a shopper finds a product.')+_table(pd.concat({k: v.recipe['value'] for k, v in columns.items()}, axis=1).assign(meaning=test.recipe['meaning']))
 
 
 def _fails(test, before, dpi):
     "Sections on where it fails, with pictures."
-    sets = [o for o in ('name', 'colour', 'gender') if o in test['sets']]
-    curves = {f'{label}, {o}': e['queries'][o]['rank'] for label, e in (('before', before), ('after', test)) if e for o in sets[:2]}
-    yield 'How far down?', _picture(plot_recall(**curves), 'Recall@k over k', dpi)+_picture(plot_ranks(**{label: e['queries']['name']['rank'] for label, e in (('before', before), ('after', test)) if e}), 'Histogram of ranks', dpi)
+    sets = [o for o in ('name', 'colour', 'gender') if o in test.query_sets]
+    curves = {f'{label}, {o}': e.per_query[o]['rank'] for label, e in (('before', before), ('after', test)) if e for o in sets[:2]}
+    yield 'How far down?', _picture(plot_recall(**curves), 'Recall@k over k', dpi)+_picture(plot_ranks(**{label: e.per_query['name']['rank'] for label, e in (('before', before), ('after', test)) if e}), 'Histogram of ranks', dpi)
     yield 'Who is served worse?', '<p>Queries are names. low and high are the interval of hit_rate@1. Parts of fewer than 10 queries are taken together.</p>'+_table(slices(test).groupby('cut', sort=False).head(12), index=False)
     table = confusion(test)
     worst = confused_pairs(table)
@@ -89,10 +89,10 @@ def write_report(
     title: str='How well are products found?',
 ): # The number of bytes
     "Write one HTML page with all tables and pictures: no script, nothing to load, under 3 MB. Raises InputError without name queries."
-    if 'name' not in test['sets']: raise InputError('The report needs the query sets of `query_sets`.')
+    if 'name' not in test.query_sets: raise InputError('The report needs the query sets of `query_sets`.')
     first = list(_found(test, before, train))
     if leaked is not None and leaked.n.any(): first.insert(0, ('Leak', f'<p class="warn">Some test products stand in the training set too: the figures are too good.</p>{_table(leaked, index=False)}'))
-    last = [('All figures', f'<details><summary>The whole table</summary>{_table(test["retrieval"], index=False)}</details>')]
+    last = [('All figures', f'<details><summary>The whole table</summary>{_table(test.retrieval, index=False)}</details>')]
     for dpi in (110, 80, 50):
         page = _page(title, [*first, *_fails(test, before, dpi), *last]).encode()
         if len(page) < MAX_BYTES: break
@@ -155,7 +155,7 @@ def evaluate_main(argv=None):
     sample = train_products.sample(min(len(test_products), len(train_products)), random_state=0)
     columns = {'before, test': evaluate(*models['before'], test_products, image_dir)} if models['before'] else {}
     columns |= {'train': evaluate(*models['after'], sample, image_dir), 'test': evaluate(*models['after'], test_products, image_dir)}
-    print(pd.concat({k: v['recipe']['value'] for k, v in columns.items()}, axis=1).to_string(float_format='{:.4f}'.format), '\n')
+    print(pd.concat({k: v.recipe['value'] for k, v in columns.items()}, axis=1).to_string(float_format='{:.4f}'.format), '\n')
     print(overview(**columns).to_string())
     print(f'\nQueries: {len(test_products)} test products, each against all {len(test_products)}, with 95 % intervals; "train" is as many training products; best is what a perfect model would get on "test".')
     print(*(f'Warning: {o.message}' for o in said), sep='\n', end='\n' if said else '')

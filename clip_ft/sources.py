@@ -7,232 +7,280 @@ __all__ = ['MAX_MEMBERS', 'MAX_MEMBER_BYTES', 'MAX_RATIO', 'SMALL', 'KAGGLE_SET'
            'extract_members', 'get_data', 'get_data_main']
 
 # %% ../nbs/11_sources.ipynb #85c4b905
-import numpy as np
 import os
-import pandas as pd
 import re
 import shutil
 import stat
 import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import IO
+
+import numpy as np
+import pandas as pd
 from tqdm.auto import tqdm
+
 from .core import InputError, Paths, atomic_write, command_parser, console_script, non_negative_int
 from clip_ft.data import (
-    MARKER, _read_marker, _write_marker, add_columns_option, catalogue_folder, find_table, image_folder, parse_columns,
-    read_products,
+    SOURCE_FILE, add_columns_option, catalogue_folder, find_table, image_folder, read_products, read_source,
+    write_source,
 )
+from .demo import draw_catalogue
 from .images import image_problem
 from .tables import read_table, write_table
 
 # %% ../nbs/11_sources.ipynb #9615f576
 def stratified_sample(
-    categories,  # Series: the category of each row, N of them
-    limit,  # int: how many rows to draw
-    seed=42,  # int: the same seed draws the same rows
-):  # ndarray: int64, at most `limit` row numbers, ascending
+    categories: pd.Series,  # category of each of N rows
+    limit: int,  # number of rows to draw
+    seed: int = 42,  # the same seed draws the same rows
+) -> np.ndarray:  # int64, at most limit row numbers, ascending
     "Draw rows at random so that each category keeps its share."
     codes, names = pd.factorize(categories, sort=True)
-    counts = np.bincount(codes, minlength=len(names))
-    share = counts*min(1, limit/len(codes))
+    share = np.bincount(codes, minlength=len(names))*min(1, limit/len(codes))
     quota = np.floor(share + 1e-9).astype(int)
-    left = min(limit, len(codes)) - quota.sum()
-    quota[np.argsort(quota - share, kind='stable')[:left]] += 1
+    left_over = min(limit, len(codes)) - quota.sum()
+    quota[np.argsort(quota - share, kind='stable')[:left_over]] += 1
     shuffled = np.random.default_rng(seed).permutation(len(codes))
-    order = shuffled[np.argsort(codes[shuffled], kind='stable')]
-    rank = np.arange(len(codes)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.sort(order[rank < quota[codes[order]]])
+    rank_in_category = pd.Series(shuffled).groupby(codes[shuffled]).cumcount()
+    return np.sort(shuffled[rank_in_category < quota[codes[shuffled]]])
 
 # %% ../nbs/11_sources.ipynb #866e7020
-MAX_MEMBERS, MAX_MEMBER_BYTES, MAX_RATIO = 5_000_000, 4*2**30, 200
+MAX_MEMBERS = 5_000_000
+MAX_MEMBER_BYTES = 4*2**30
+MAX_RATIO = 200  # unpacked size divided by packed size
 SMALL = 10*2**20  # bytes; below this, a high compression ratio does no harm
 
-def _member_problem(info):
-    "Why a member of an archive must not be unpacked, or ''."
-    name, kind = info.orig_filename, stat.S_IFMT(info.external_attr >> 16)
-    if re.match(r'/|[A-Za-z]:', name) or '\\' in name or '\0' in name or '..' in name.split('/'): return 'its name leaves the folder'
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR): return 'it is a link or a special file'
-    if info.flag_bits & 1: return 'it is encrypted; unpack the archive by hand and give its folder'
-    if info.file_size > MAX_MEMBER_BYTES: return f'it is over {MAX_MEMBER_BYTES//2**30} GB'
-    if info.file_size > max(SMALL, MAX_RATIO*info.compress_size): return f'it unpacks to over {MAX_RATIO} times its size'
+def _member_problem(info: zipfile.ZipInfo) -> str:
+    "Return why a member of an archive must not be unpacked, or an empty text."
+    name = info.orig_filename
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    if re.match(r'/|[A-Za-z]:', name) or '\\' in name or '\0' in name or '..' in name.split('/'):
+        return 'its name leaves the folder'
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return 'it is a link or a special file'
+    if info.flag_bits & 1:
+        return 'it is encrypted; unpack the archive by hand and give its folder'
+    if info.file_size > MAX_MEMBER_BYTES:
+        return f'it is over {MAX_MEMBER_BYTES//2**30} GB'
+    if info.file_size > max(SMALL, MAX_RATIO*info.compress_size):
+        return f'it unpacks to over {MAX_RATIO} times its size'
     return ''
 
 # %% ../nbs/11_sources.ipynb #ce477ac9
 def safe_members(
-    archive,  # zipfile.ZipFile: open for reading
-):  # dict: relative path, a str with '/', to ZipInfo; files only
-    "Check the whole directory of an archive; raises `InputError` if any member could do harm."
+    archive: zipfile.ZipFile,  # open for reading
+) -> dict[str, zipfile.ZipInfo]:  # files by relative path
+    "List the files of an archive. Raises InputError if any member could do harm."
     infos = archive.infolist()
-    if len(infos) > MAX_MEMBERS: raise InputError(f'{archive.filename}: over {MAX_MEMBERS:,} members')
-    members = {}
+    size = sum(info.file_size for info in infos)
+    if len(infos) > MAX_MEMBERS:
+        raise InputError(f'The archive {archive.filename} is refused: it has over {MAX_MEMBERS:,} members.')
+    members: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
-        problem = _member_problem(info)
-        name = '/'.join(o for o in info.filename.split('/') if o not in ('', '.'))
-        if not problem and name in members: problem = 'another member has the same name'
-        if problem: raise InputError(f'{archive.filename}: member {info.filename!r} is refused: {problem}')
-        if not info.is_dir() and name != MARKER: members[name] = info
-    folders = {name.rpartition('/')[0] for name in members}
-    both = members.keys() & {'/'.join(o.split('/')[:i]) for o in folders for i in range(1, o.count('/') + 2)}
-    if both: raise InputError(f'{archive.filename}: {min(both)!r} is both a file and a folder')
-    total = sum(o.file_size for o in members.values())
-    if total > max(SMALL, MAX_RATIO*os.path.getsize(archive.filename)):
-        raise InputError(f'{archive.filename}: it unpacks to over {MAX_RATIO} times its size')
+        name = '/'.join(part for part in info.filename.split('/') if part not in ('', '.'))
+        problem = _member_problem(info) or ('another member has the same name' if name in members else '')
+        if problem:
+            raise InputError(f'The archive {archive.filename} is refused: member {info.filename!r}: {problem}.')
+        if not info.is_dir() and name != SOURCE_FILE:
+            members[name] = info
+    folders = {Path(name).parent for name in members}
+    both = members.keys() & {str(path) for folder in folders for path in (folder, *folder.parents)}
+    if both:
+        raise InputError(f'The archive {archive.filename} is refused: {min(both)!r} is both a file and a folder.')
+    if size > max(SMALL, MAX_RATIO*os.path.getsize(str(archive.filename))):
+        raise InputError(f'The archive {archive.filename} is refused: it unpacks to over {MAX_RATIO} times its size.')
     return members
 
 # %% ../nbs/11_sources.ipynb #acd6695f
-def _is_there(path, size): return path.is_file() and path.stat().st_size == size
+def _is_complete(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
 
-def _copy(source, target, size):
-    "Copy a stream to `target`, whole or not at all; raises `InputError` if it is not `size` bytes long."
+
+def _copy(source: IO[bytes], target: Path, size: int) -> None:
+    "Copy a stream to a file, completely or not at all. Raises InputError if it does not have the announced size."
     with atomic_write(target) as temporary, open(temporary, 'wb') as out:
-        while chunk := source.read(2**20):
-            if out.tell() + len(chunk) > size: break
+        for chunk in iter(lambda: source.read(2**20), b''):
             out.write(chunk)
-        if chunk or out.tell() != size: raise InputError(f'{target.name} is not as long as its header says')
+            if out.tell() > size:
+                break
+        if out.tell() != size:
+            raise InputError(f'{target.name} is not as long as its header says')
 
 # %% ../nbs/11_sources.ipynb #44bf9558
 def extract_members(
-    archive,  # zipfile.ZipFile: open for reading
-    members,  # dict: what to unpack, from `safe_members`
-    destination,  # str or Path: the folder to unpack to
-):
-    "Unpack members, skipping those that are there already; raises `InputError` if one is damaged or longer than it said."
+    archive: zipfile.ZipFile,  # open for reading
+    members: dict[str, zipfile.ZipInfo],  # what to unpack, from safe_members
+    destination: str | Path,  # folder to unpack to
+) -> None:
+    "Unpack files that are not complete yet. Raises InputError if one is damaged or longer than announced."
     destination = Path(destination)
-    todo = {name: o for name, o in members.items() if not _is_there(destination/name, o.file_size)}
-    size = sum(o.file_size for o in todo.values())
-    if size > shutil.disk_usage(destination).free: raise InputError(f'{archive.filename}: {size/2**30:.1f} GB do not fit on the disk')
-    for name, info in tqdm(todo.items(), desc='unpack', unit='file'):
+    missing = {name: info for name, info in members.items() if not _is_complete(destination/name, info.file_size)}
+    size = sum(info.file_size for info in missing.values())
+    if size > shutil.disk_usage(destination).free:
+        raise InputError(f'The archive {archive.filename} does not fit on the disk: it needs {size/2**30:.1f} GB.')
+    for name, info in tqdm(missing.items(), desc='unpack', unit='file'):
         try:
-            with archive.open(info) as source: _copy(source, destination/name, info.file_size)
+            with archive.open(info) as source:
+                _copy(source, destination/name, info.file_size)
         except Exception as error:  # damaged archives make zipfile and its decompressors raise nearly anything
-            raise InputError(f'{archive.filename}: member {name!r} cannot be unpacked: {error}') from error
+            raise InputError(f'The archive {archive.filename} is damaged: member {name!r} cannot be unpacked: '
+                             f'{error}.') from error
 
 # %% ../nbs/11_sources.ipynb #a71a3da3
 KAGGLE_SET = 'nirmalsankalana/fashion-product-text-images-dataset'
 
-def _download_kaggle():
-    "The folder that kagglehub downloaded the fashion set to; raises `InputError`, saying what to do by hand, if it cannot."
+def _download_kaggle() -> Path:
+    "Download the public fashion data set. Raises InputError, saying how to do it by hand, if that fails."
     try:
-        import kagglehub  # here, because only this source needs it
+        import kagglehub  # imported late because only this source needs it
         return Path(kagglehub.dataset_download(KAGGLE_SET))
     except Exception as error:
-        raise InputError(f'Kaggle cannot be reached or does not let you in ({type(error).__name__}): download the zip by hand from '
-            f'https://www.kaggle.com/datasets/{KAGGLE_SET} and give its path as the source') from error
+        address = f'https://www.kaggle.com/datasets/{KAGGLE_SET}'
+        raise InputError(f'Kaggle cannot be reached or refuses access ({type(error).__name__}); '
+                         f'download the zip by hand from {address} and give its path as the source.') from error
 
 # %% ../nbs/11_sources.ipynb #ccee06bf
-def _unwrap(folder):
-    "The folder that holds the table: `folder`, or the one at the end of its single wrapping folders."
+def _unwrap(folder: str | Path) -> Path:
+    "Return the folder that holds the table: this one, or the one inside its wrapping folders."
     folder = Path(folder)
     for _ in range(5):
-        if any(folder.glob('[!.]*.csv')): break
-        inner = [o for o in folder.iterdir() if o.is_dir() and not o.name.startswith(('.', '__MACOSX'))]
-        if len(inner) != 1: break
+        if any(folder.glob('[!.]*.csv')):
+            break
+        inner = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(('.', '__MACOSX'))]
+        if len(inner) != 1:
+            break
         folder = inner[0]
-    find_table(folder)
+    find_table(folder)  # raises InputError if there is none
     return folder
 
-# %% ../nbs/11_sources.ipynb #1f73b8b6
-def _sample_table(folder, destination, limit, seed, columns):
-    "Write a sample of a catalogue's table, under its own column names, to `destination`; returns the sample, read."
-    products, table = read_products(folder, columns), find_table(folder)
+
+def _write_sample(folder: Path, destination: Path, limit: int, seed: int, columns: dict | None) -> pd.DataFrame:
+    "Write a sample of a catalogue's table; return the products in it."
+    products = read_products(folder, columns)
+    table = find_table(folder)
     rows = stratified_sample(products['category'], limit, seed)
     write_table(read_table(table).iloc[rows], destination/table.name)
     styles = folder/'styles.csv'
     if styles.is_file() and styles != table:
-        with atomic_write(destination/styles.name) as temporary: shutil.copyfile(styles, temporary)
+        with atomic_write(destination/styles.name) as temporary:
+            shutil.copyfile(styles, temporary)
     return products.iloc[rows]
 
 # %% ../nbs/11_sources.ipynb #1358d29f
-def _get_from_folder(folder, destination, limit, seed, columns):
-    "Use a catalogue's folder as it is or, with a limit, copy a sample of it to `destination`; returns the folder to use."
+def _from_folder(folder: Path, destination: Path, limit: int | None, seed: int, columns: dict | None) -> Path:
+    "Use a folder where it is or, with a limit, copy a sample of it; return the catalogue's folder."
     folder = _unwrap(folder).resolve()
-    if limit is None: return folder
-    sample = _sample_table(folder, destination, limit, seed, columns)
-    pictures = image_folder(folder, sample)
+    if limit is None:
+        return folder
+    sample = _write_sample(folder, destination, limit, seed, columns)
+    images = image_folder(folder, sample)
     for name in tqdm(sample['image'], desc='copy', unit='file'):
-        if image_problem(pictures, name): continue  # `clean_products` will say so
-        source, target = pictures/name, destination/pictures.relative_to(folder)/name
-        size = source.stat().st_size
-        if _is_there(target, size): continue
-        with open(source, 'rb') as stream: _copy(stream, target, size)
+        if image_problem(images, name):
+            continue  # clean_products will report it
+        target = destination/images.relative_to(folder)/name
+        size = (images/name).stat().st_size
+        if not _is_complete(target, size):
+            with open(images/name, 'rb') as source:
+                _copy(source, target, size)
     return destination
 
 # %% ../nbs/11_sources.ipynb #2c8a549e
-def _get_from_zip(path, destination, limit, seed, columns):
-    "Unpack a catalogue or, with a limit, only a sample of it to `destination`; returns the folder to use."
-    try: archive = zipfile.ZipFile(path)
+def _from_zip(path: Path, destination: Path, limit: int | None, seed: int, columns: dict | None) -> Path:
+    "Unpack a zip file or, with a limit, a sample of it; return the catalogue's folder."
+    try:
+        archive = zipfile.ZipFile(path)
     except Exception as error:
-        raise InputError(f'{path}: not a zip archive, or a damaged one ({error}); give a zip, or the folder of the table and the pictures') from error
+        raise InputError(f'Cannot read {path}: not a zip archive, or a damaged one ({error}); '
+                         'give a zip file, or the folder of the table and the images.') from error
     with archive, TemporaryDirectory() as tables:
         members = safe_members(archive)
         if limit is None:
             extract_members(archive, members, destination)
             return _unwrap(destination)
-        extract_members(archive, {name: o for name, o in members.items() if name.endswith('.csv')}, tables)
+        extract_members(archive, {name: info for name, info in members.items() if name.endswith('.csv')}, tables)
         folder = _unwrap(tables)
-        wanted = set(_sample_table(folder, destination, limit, seed, columns)['image'])
-        prefix = str(folder.relative_to(tables)) + '/' if folder != Path(tables) else ''
-        inside = {name.removeprefix(prefix): o for name, o in members.items() if name.startswith(prefix)}
-        extract_members(archive, {name: o for name, o in inside.items() if {name, name.partition('/')[2]} & wanted}, destination)
+        wanted = set(_write_sample(folder, destination, limit, seed, columns)['image'])
+        prefix = '' if folder == Path(tables) else f'{folder.relative_to(tables)}/'
+        inside = {name.removeprefix(prefix): info for name, info in members.items() if name.startswith(prefix)}
+        images = {name: info for name, info in inside.items() if {name, name.partition('/')[2]} & wanted}
+        extract_members(archive, images, destination)
         return destination
 
 # %% ../nbs/11_sources.ipynb #b532bd1e
-def _describe_source(source, limit, seed):
-    "What makes two calls of `get_data` the same: a dict that can be written as JSON; raises `InputError` for no source."
-    if limit is not None and limit < 1: raise InputError(f'the limit must be at least 1, not {limit}')
-    record = dict(source=source, limit=limit, seed=seed if limit or source == 'demo' else None)
-    if source in ('demo', 'kaggle'): return record
+def _request(source: str, limit: int | None, seed: int) -> dict:
+    "Describe what is asked for, as `write_source` records it. Raises InputError for an unknown source."
+    if limit is not None and limit < 1:
+        raise InputError(f'The limit must be at least 1, not {limit}.')
+    is_random = limit is not None or source == 'demo'
+    request = {'source': source, 'limit': limit, 'seed': seed if is_random else None, 'folder': None}
+    if source in ('demo', 'kaggle'):
+        return request
     path = Path(source).expanduser().resolve()
-    if path.is_file(): record.update(size=path.stat().st_size, modified=path.stat().st_mtime_ns)
-    elif not source or not path.is_dir(): raise InputError(f"{source}: no such zip or folder; the source is 'demo', 'kaggle' or the path of one")
-    return {**record, 'source': str(path)}
+    if path.is_file():
+        request.update(size=path.stat().st_size, modified=path.stat().st_mtime_ns)
+    elif not source or not path.is_dir():
+        raise InputError(f"There is no source {source!r}; it is 'demo', 'kaggle' or the path of a zip or a folder.")
+    return {**request, 'source': str(path)}
 
-# %% ../nbs/11_sources.ipynb #1c82301f
-def _fetch(source, destination, limit, seed, columns):
-    "Do the work of `get_data`; returns the catalogue's folder."
-    if source == 'demo':
-        from clip_ft.demo import draw_catalogue# here, because the demo's module imports this one
-        return Path(draw_catalogue(destination, n=limit or 2400, seed=seed))
-    place = _download_kaggle() if source == 'kaggle' else Path(source)
-    return (_get_from_folder if place.is_dir() else _get_from_zip)(place, destination, limit, seed, columns)
+# %% ../nbs/11_sources.ipynb #fffd21a0
+def _check_request(request: dict, record: dict | None, paths: Paths) -> None:
+    "Raise InputError if the project holds another catalogue, or files that are not from `get_data`."
+    where = f'{paths.extracted} holds'
+    advice = 'choose another root, or delete that folder'
+    if record is None:
+        source = request['source']
+        stays_in_place = request['limit'] is None and os.path.isabs(source) and os.path.isdir(source)
+        if not stays_in_place and paths.extracted.is_dir() and any(paths.extracted.iterdir()):
+            raise InputError(f'The folder {where} files that get_data did not put there; {advice}.')
+    elif {**record, 'folder': None} != request:
+        limit = f' with limit {record["limit"]}' if record.get('limit') else ''
+        raise InputError(f'The folder {where} {record["source"]}{limit}, which is not the same; {advice}.')
 
 # %% ../nbs/11_sources.ipynb #4f607077
 def get_data(
-    source,  # str or Path: 'demo', 'kaggle', or the path of a zip or a folder with a table and pictures
-    paths,  # Paths: the project; the catalogue goes to `paths.extracted`, a folder without a limit stays where it is
-    limit=None,  # int or None: take only so many products, a sample with the same shares of categories
-    seed=42,  # int: the seed of the sample, or of the drawing of the demo
-    columns=None,  # dict or None: as for `read_products`; only a limit needs it here
-):  # Path: the catalogue's folder, for `read_products`
-    "Put a catalogue in its place; raises `InputError`, overwriting nothing, if another one is there."
-    record, there = _describe_source(str(source), limit, seed), _read_marker(paths)
-    if there is None:
-        in_place = limit is None and source not in ('demo', 'kaggle') and os.path.isdir(record['source'])
-        if not in_place and paths.extracted.is_dir() and any(paths.extracted.iterdir()):
-            raise InputError(f'{paths.extracted} holds files that get_data did not put there: choose another root, or delete that folder')
-        _write_marker(paths, record)
-    else:
-        folder = there.pop('folder')
-        if there != record:
-            what = there['source'] + (f' with limit {there["limit"]}' if there.get('limit') else '')
-            raise InputError(f'{paths.extracted} holds {what}, which is not the same: choose another root, or delete that folder')
-        if folder is not None: return catalogue_folder(paths)
-    try: folder, home = _fetch(record['source'], paths.extracted, limit, seed, columns).resolve(), paths.extracted.resolve()
+    source: str | Path,  # 'demo', 'kaggle', or the path of a zip file or a folder with a table and images
+    paths: Paths,  # the project; without a limit, a folder stays where it is, all else is put in paths.extracted
+    limit: int | None = None,  # number of products to take, a sample with the same shares of categories
+    seed: int = 42,  # seed of the sample, or of the demo's drawing
+    columns: dict[str, str] | None = None,  # as for read_products; only needed with a limit
+) -> Path:  # folder of the catalogue, for read_products
+    "Put a catalogue in its place. Raises InputError, overwriting nothing, if another one is there."
+    request = _request(str(source), limit, seed)
+    record = read_source(paths)
+    _check_request(request, record, paths)
+    if record is not None and record['folder'] is not None:
+        return catalogue_folder(paths)
+    write_source(paths, request)
+    try:
+        folder = _fetch(request['source'], paths.extracted, limit, seed, columns).resolve()
     except BaseException:
-        if [o.name for o in paths.extracted.iterdir()] == [MARKER]: (paths.extracted/MARKER).unlink()  # nothing came: leave nothing
+        if os.listdir(paths.extracted) == [SOURCE_FILE]:  # nothing was fetched
+            (paths.extracted/SOURCE_FILE).unlink()
         raise
-    _write_marker(paths, {**record, 'folder': str(folder.relative_to(home) if folder.is_relative_to(home) else folder)})
+    home = paths.extracted.resolve()
+    relative = folder.relative_to(home) if folder.is_relative_to(home) else folder
+    write_source(paths, {**request, 'folder': str(relative)})
     return catalogue_folder(paths)
+
+
+def _fetch(source: str, destination: Path, limit: int | None, seed: int, columns: dict | None) -> Path:
+    if source == 'demo':
+        return draw_catalogue(destination, n=limit or 2400, seed=seed)
+    path = _download_kaggle() if source == 'kaggle' else Path(source)
+    fetch = _from_folder if path.is_dir() else _from_zip
+    return fetch(path, destination, limit, seed, columns)
 
 # %% ../nbs/11_sources.ipynb #33fa90fa
 @console_script
-def get_data_main(argv=None):
+def get_data_main(argv: list[str] | None = None) -> None:
     "The command clip_ft_get_data."
-    parser = command_parser('Put a catalogue in its place: the demo, the Kaggle fashion set, or a zip or folder of yours.')
-    parser.add_argument('--source', default='demo', help="'demo', 'kaggle', or the path of a zip or a folder")
-    parser.add_argument('--limit', type=non_negative_int, help='take only so many products, a sample with the same shares of categories')
+    parser = command_parser('Get a catalogue: the demo, the public fashion data set, or a zip file or folder of yours.')
+    parser.add_argument('--source', default='demo', help="'demo', 'kaggle', or the path of a zip file or a folder")
+    parser.add_argument('--limit', type=non_negative_int,
+                        help='number of products to take, a sample with the same shares of categories')
     parser.add_argument('--seed', type=non_negative_int, default=42, help='seed of the sample, or of the demo')
     add_columns_option(parser)
     args = parser.parse_args(argv)
-    folder = get_data(args.source, Paths(args.root), args.limit, args.seed, parse_columns(args.columns))
+    folder = get_data(args.source, Paths(args.root), args.limit, args.seed, dict(args.columns))
     print(f'the catalogue is in {folder}')

@@ -16,11 +16,11 @@ import clip_ft.core
 import clip_ft.embedding
 from clip_ft.core import Paths
 from clip_ft.data import catalogue_folder, image_folder, load_split
-from clip_ft.embedding import embed_catalogue, load_embeddings
+from clip_ft.embedding import embed_blocks, embed_catalogue, load_embeddings
 from clip_ft.model import load_model
 from clip_ft.store import LanceStore
 
-# A run with small shards that takes its time, and writes down how many pictures went through the model.
+# A slow run with small shards that records how many images went through the model.
 SLOW = """
 import sys, time
 import clip_ft.embedding as e, clip_ft.store as s
@@ -72,10 +72,10 @@ def test_killed_and_finished_by_two(copied_shop, one_thread, monkeypatch):
     root, paths = copied_shop, Paths(copied_shop)
     monkeypatch.setattr(clip_ft.embedding, 'SHARD', 16)
     image_dir = image_folder(catalogue_folder(paths))
-    for name, content in (('train', b'no picture'), ('test', None)):      # one broken, one missing
-        picture = image_dir/pd.read_csv(paths.split/f'{name}.csv').image[3]
-        picture.unlink()
-        if content: picture.write_bytes(content)
+    for name, content in (('train', b'no image'), ('test', None)):      # one broken, one missing
+        image = image_dir/pd.read_csv(paths.split/f'{name}.csv').image[3]
+        image.unlink()
+        if content: image.write_bytes(content)
     n = sum(map(len, load_split(paths)))
     old = paths.embeddings.read_bytes()
     kill_when(start(root, 'file', .3), lambda: len(list(paths.processed.rglob('shards/*/*.npz'))) >= 4)
@@ -85,8 +85,8 @@ def test_killed_and_finished_by_two(copied_shop, one_thread, monkeypatch):
     process = start(root, 'file', 0, processes=2)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err[-3000:]
-    assert out.count('pictures embedded') == 1 and "2 of" in out and 'embedding_rejects.csv' in out
-    assert n-16*done-2 <= len((root/'seen').read_text()) <= n-16*(done-1)  # the shards that were done were not embedded again, but perhaps the one with the broken picture
+    assert out.count('images embedded') == 1 and "2 of" in out and 'embedding_rejects.csv' in out
+    assert n-16*done-2 <= len((root/'seen').read_text()) <= n-16*(done-1)  # the shards that were done were not embedded again, except perhaps the one with the broken image
     rejects = pd.read_csv(paths.processed/'embedding_rejects.csv')
     assert len(rejects) == 2 and rejects.problem.str.contains('missing|not an image').all()
     both = paths.embeddings.read_bytes()
@@ -97,7 +97,7 @@ def test_killed_and_finished_by_two(copied_shop, one_thread, monkeypatch):
 
 
 def test_memory_holds_two_blocks(shop, monkeypatch):
-    "However many pictures: never more than two blocks are decoded and not yet embedded."
+    "However many images: never more than two blocks are decoded and not yet embedded."
     paths = Paths(shop[0])
     image_dir, names = image_folder(catalogue_folder(paths)), load_embeddings(paths.embeddings)['image_names'].tolist()
     decoded, plain = [0], clip_ft.embedding.read_image
@@ -107,8 +107,10 @@ def test_memory_holds_two_blocks(shop, monkeypatch):
     monkeypatch.setattr(clip_ft.embedding, 'read_image', counted)
     model, processor = load_model(paths.best_model, 'cpu')
     blocks = [names[i:i+10] for i in range(0, 120, 10)]
-    for i, (digests, vectors, problems) in enumerate(clip_ft.embedding.embed_blocks(model, processor, image_dir, blocks, progress=False), 1):
-        assert decoded[0] <= 10*(i+1) and all(digests) and not any(problems)
+    embedded_blocks = embed_blocks(model, processor, image_dir, [(block, {}) for block in blocks], 120, progress=False)
+    for i, embedded in enumerate(embedded_blocks, 1):
+        assert decoded[0] <= 10*(i+1) and all(embedded.digests) and not any(embedded.problems)
+    assert i == 12
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='only Linux forks')
@@ -118,13 +120,17 @@ def test_processes_give_the_same_vectors(shop, monkeypatch):
     model, processor = load_model(paths.best_model, 'cpu')
     blocks = [names[:20]+['nothing.jpg'], names[20:50]]
     monkeypatch.setattr(os, 'sched_getaffinity', lambda _: range(4))
-    def everything(known): return [([*map(str, a)], b.tolist(), c) for a, b, c in clip_ft.embedding.embed_blocks(model, processor, image_dir, blocks, known, progress=False)]
-    threads = everything(None)
+
+    def everything(known):
+        embedded_blocks = embed_blocks(model, processor, image_dir, zip(blocks, known), 51, progress=False)
+        return [tuple(array.tolist() for array in embedded) for embedded in embedded_blocks]
+
+    threads = everything([{}, {}])
     monkeypatch.setattr(clip_ft.core, 'PROCESS_THRESHOLD', 1)
-    assert everything(None) == threads and threads[0][2][20]
-    have = [dict(zip(a, b)) for a, b, _ in threads]
+    assert everything([{}, {}]) == threads and threads[0][2][20]
+    known = [dict(zip(digests, vectors)) for digests, vectors, _ in threads]
     monkeypatch.setattr(clip_ft.embedding, 'embed_images', None)          # nothing is left to embed
-    assert everything(lambda i: have[i]) == threads
+    assert everything(known) == threads
 
 
 def test_a_store_that_is_killed_goes_on(copied_shop):

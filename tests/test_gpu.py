@@ -122,7 +122,7 @@ def test_two_devices_give_what_one_gives(demo, tmp_path):
     for n in (1, 2):
         root = shutil.copytree(demo[0].root, tmp_path/str(n))
         shutil.rmtree(root/'checkpoints', ignore_errors=True)
-        for module, name, options, said in (('training', 'train_main', settings, 'Kept: epoch'), ('embedding', 'embed_main', [], 'pictures embedded')):
+        for module, name, options, said in (('training', 'train_main', settings, 'Kept: epoch'), ('embedding', 'embed_main', [], 'images embedded')):
             script = tmp_path/f'{name}.py'
             script.write_text(f'from clip_ft.{module} import {name}\n{name}()\n')
             command = [sys.executable, *(launcher if n == 2 else []), script, '--root', root, *options]

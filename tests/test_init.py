@@ -1,0 +1,46 @@
+"The public names of the package are imported when they are first used, and no earlier."
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import clip_ft
+
+HEAVY = ('torch', 'transformers', 'pandas', 'numpy', 'matplotlib', 'PIL')
+
+
+def loaded_by(statement):
+    "Names of heavy packages that a fresh interpreter loads for a statement."
+    code = f'import sys\n{statement}\nprint(*[name for name in {HEAVY} if name in sys.modules])'
+    return subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout.split()
+
+
+def test_importing_the_package_loads_nothing():
+    assert loaded_by('import clip_ft\nclip_ft.__version__, dir(clip_ft)') == []
+    assert loaded_by('from clip_ft import Paths') == []
+
+
+def test_commands_that_read_data_load_only_what_they_need():
+    assert set(loaded_by('import clip_ft.sources, clip_ft.data')) == {'pandas', 'numpy', 'PIL'}
+
+
+def test_every_public_name_is_found():
+    for name in clip_ft.__all__:
+        assert getattr(clip_ft, name).__name__ == name
+    for name in ('Paths', 'get_data', 'preprocess', 'load_model', 'train', 'evaluate', 'compare', 'embed_catalogue',
+                 'Searcher', 'SearchWidget'):
+        assert name in clip_ft.__all__
+
+
+def test_modules_can_be_imported_from_the_package():
+    from clip_ft import search
+    from clip_ft.search import load_embeddings, search_products
+    assert search.search_products is search_products is clip_ft.search_products
+    assert load_embeddings is clip_ft.load_embeddings
+
+
+def test_type_checkers_read_the_same_names():
+    tree = ast.parse(Path(clip_ft.__file__).read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    found = {alias.name: node.module for node in imports for alias in node.names if node.module.startswith('clip_ft.')}
+    assert found == {name: f'clip_ft.{module}' for name, module in clip_ft._MODULE_OF.items()}
