@@ -5,6 +5,7 @@ benchmarks/results/SCRIPT-MACHINE.json, together with the date, the machine, the
 """
 import argparse
 import json
+import math
 import os
 import platform
 import re
@@ -65,13 +66,13 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 # ---- records
 
 def rounded(value: Any) -> Any:
-    "The value with all floats in it cut to five significant digits, in types that JSON knows."
+    "The value in types that JSON knows: floats cut to five significant digits, None for NaN and infinity."
     if isinstance(value, dict):
         return {str(key): rounded(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [rounded(each) for each in value]
     if isinstance(value, (float, np.floating)):
-        return float(f'{value:.5g}')
+        return float(f'{value:.5g}') if math.isfinite(value) else None
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -94,9 +95,8 @@ class Results:
 
     def __init__(self, args: argparse.Namespace, *packages: str):
         machine = dict(cpu=cpu_name(), cores=usable_cores(), gpus=gpu_names(), load=os.getloadavg()[0])
-        settings = {name: self._setting(value) for name, value in vars(args).items()}
-        for name in ('save', 'how'):
-            settings.pop(name, None)
+        given = {name: value for name, value in vars(args).items() if value is not None and name != 'save'}
+        settings = {name: self._setting(value) for name, value in given.items()}
         self.args, self.records = args, []
         self.about = dict(name=Path(sys.argv[0]).stem, date=date.today().isoformat(), machine=machine,
                           versions=versions([*PACKAGES, *packages]), settings=settings)

@@ -9,7 +9,7 @@ Warm-up runs are not timed.
 """
 import os
 import tempfile
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def main():
     parser.add_argument('--peer', type=int, default=4096, help='number of JPEG files')
     parser.add_argument('--tiny', action='store_true', help='create a tiny model instead of ViT-B/32, for a trial')
     parser.add_argument('--tflops', type=float, default=790, help='what the device reaches in 16 bits, in TFLOP/s')
-    parser.add_argument('--how', choices=STEPS, help='==SUPPRESS==')
+    parser.add_argument('--how', choices=STEPS, help=SUPPRESS)
     args = parser.parse_args()
     os.environ.update(OFFLINE)
     if args.how:

@@ -19,6 +19,7 @@ these queries all methods must give the same metrics, which is checked.
 """
 import sys
 import time
+from argparse import SUPPRESS
 from importlib.util import find_spec
 
 import numpy as np
@@ -142,8 +143,8 @@ def main():
     parser.add_argument('--n', type=int, default=44_441, help='number of queries, and of products')
     parser.add_argument('--dim', type=int, default=512, help='embedding dimension')
     parser.add_argument('--peer-queries', type=int, default=200, help='number of queries that the peers get')
-    parser.add_argument('--how', choices=OURS | PEERS, help='==SUPPRESS==')
-    parser.add_argument('--queries', type=int, help='==SUPPRESS==')
+    parser.add_argument('--how', choices=OURS | PEERS, help=SUPPRESS)
+    parser.add_argument('--queries', type=int, help=SUPPRESS)
     args = parser.parse_args()
     if args.how:
         measure(args.how, args.n, args.dim, args.queries or args.n)

@@ -12,6 +12,7 @@ import multiprocessing
 import sys
 import tempfile
 import time
+from argparse import SUPPRESS
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import import_module
@@ -95,8 +96,8 @@ def main():
     parser.add_argument('folder', type=Path)
     parser.add_argument('--size', type=int, default=224, help='edge of the cached images, in pixels')
     parser.add_argument('--images', type=int, default=8000, help='use the first so many files')
-    parser.add_argument('--how', choices=METHODS, help='==SUPPRESS==')
-    parser.add_argument('--cache', type=Path, help='==SUPPRESS==')
+    parser.add_argument('--how', choices=METHODS, help=SUPPRESS)
+    parser.add_argument('--cache', type=Path, help=SUPPRESS)
     args = parser.parse_args()
     paths = sorted(args.folder.glob('*.jpg'))[:args.images]
     if not paths:

@@ -14,7 +14,7 @@ padding to 77 tokens.
 import copy
 import os
 import tempfile
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -217,7 +217,7 @@ def main():
     parser.add_argument('--products', type=int, default=44_441, help='number of products of the synthetic catalogue')
     parser.add_argument('--embeddings', type=Path, help='embeddings file for exact search, in place of random vectors')
     parser.add_argument('--texts', type=int, default=200, help='number of typed queries')
-    parser.add_argument('--how', choices=PARTS, help='==SUPPRESS==')
+    parser.add_argument('--how', choices=PARTS, help=SUPPRESS)
     args = parser.parse_args()
     if args.how:
         PARTS[args.how](args)

@@ -24,7 +24,7 @@ import os
 import random
 import tempfile
 import time
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 from pathlib import Path
 from typing import Any
 
@@ -253,13 +253,13 @@ def main():
     parser.add_argument('--warmup', type=int, default=10, help='number of steps before the timed part, at least')
     parser.add_argument('--workers', type=int, default=os.cpu_count(), help='number of processes that load data')
     parser.add_argument('--prefetch', type=int, default=2, metavar='N',
-                        help='batches that each worker keeps ready in shared memory, 0.6 GB each at a size of 1024')
+                        help='batches that each worker keeps ready, in shared memory: 0.6 GB each at 1024')
     parser.add_argument('--model', type=Path, help='folder of the model; created if it does not exist')
     parser.add_argument('--tiny', action='store_true', help='create a tiny model instead of ViT-B/32, for a trial')
     parser.add_argument('--compile', action='store_true', help='compile the model with torch.compile')
     parser.add_argument('--cached', type=int, metavar='N', help='mini-batch of the cached loss, for sentence-transformers')
     parser.add_argument('--tflops', type=float, default=790, help='what the device reaches in bf16, in TFLOP/s')
-    parser.add_argument('--how', choices=['model', *PEERS], help='==SUPPRESS==')
+    parser.add_argument('--how', choices=['model', *PEERS], help=SUPPRESS)
     args = parser.parse_args()
     os.environ.update(OFFLINE)
     if args.how == 'model':
