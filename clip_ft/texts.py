@@ -130,7 +130,7 @@ class TextSampler:
         texts = product_texts(products)
         used = {kind: weight for kind, weight in weights.items() if weight > 0 and kind in texts}
         if not used:
-            raise InputError(f'There is no text to train on: none of the weights {weights} is above 0 '
+            raise InputError(f'No text to train on: none of the weights {weights} is above 0 '
                              f'for a kind of text that these products have ({", ".join(texts)}).')
         for kind, weight in used.items():
             for series in texts[kind]:
