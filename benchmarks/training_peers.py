@@ -257,7 +257,7 @@ def main():
     parser.add_argument('--model', type=Path, help='folder of the model; created if it does not exist')
     parser.add_argument('--tiny', action='store_true', help='create a tiny model instead of ViT-B/32, for a trial')
     parser.add_argument('--compile', action='store_true', help='compile the model with torch.compile')
-    parser.add_argument('--cached', type=int, metavar='N', help='mini-batch of the cached loss, for sentence-transformers')
+    parser.add_argument('--cached', type=int, metavar='N', help='mini-batch of the cached loss')
     parser.add_argument('--tflops', type=float, default=790, help='what the device reaches in bf16, in TFLOP/s')
     parser.add_argument('--how', choices=['model', *PEERS], help=SUPPRESS)
     args = parser.parse_args()

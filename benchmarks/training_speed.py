@@ -92,11 +92,12 @@ def stages() -> list[tuple[Any, str]]:
 @contextmanager
 def watching() -> Iterator[Watch]:
     "Watch the calls of train() inside the with block."
+    from clip_ft.batches import TrainingBatches
     from clip_ft.training import Trainer
     watch = Watch()
     with ExitStack() as stack:
         stack.enter_context(patch.object(Trainer, 'train_epoch', watch.epoch(Trainer.train_epoch)))
-        stack.enter_context(patch.object(Trainer, 'inputs', watch.batch(Trainer.inputs)))
+        stack.enter_context(patch.object(TrainingBatches, 'batch', watch.batch(TrainingBatches.batch)))
         for owner, name in stages():
             stack.enter_context(patch.object(owner, name, watch.stage(getattr(owner, name), name)))
         yield watch
