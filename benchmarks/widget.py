@@ -198,8 +198,8 @@ def main():
     versions = f'ipywidgets {widgets.__version__}, anywidget {anywidget.__version__}, voila {voila.__version__}'
     machine = f'{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}'
     print(f'{machine}; {versions}, Python {platform.python_version()}')
-    colours = 'blue red green white black pink'.split()
-    categories = 'jeans shirt dress watch socks heels cap bag shorts top'.split()
+    colours = ['blue', 'red', 'green', 'white', 'black', 'pink']
+    categories = ['jeans', 'shirt', 'dress', 'watch', 'socks', 'heels', 'cap', 'bag', 'shorts', 'top']
     queries = [f'{colour} {category}' for category in categories for colour in colours][:args.queries]
     report(f'the page, {len(searcher):,} products', in_browser('SearchWidget(demo())', queries))
     report(f'{CARDS} cards of plain ipywidgets, {len(searcher):,} products', in_browser('Pool(demo())', queries))

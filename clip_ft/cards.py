@@ -8,6 +8,7 @@ __all__ = ['HIDDEN', 'Thumbnails', 'value_text', 'column_label', 'product_name',
 
 # %% ../nbs/70_cards.ipynb #b4d4b1f9
 import anywidget
+import ipywidgets as widgets
 import pandas as pd
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from IPython.display import HTML
 from markupsafe import Markup
 from pathlib import Path
 from traitlets import Unicode
+from typing import Any
 
 from .core import InputError
 from .images import image_problem
@@ -32,7 +34,7 @@ class Thumbnails:
         image_dir: str | Path | None, # folder of the images; None if there are no images
         size: int = 224, # longest edge, in pixels
         keep: int = 5000, # number of thumbnails in the cache
-    ):
+    ) -> None:
         self.image_dir = image_dir
         self.size = size
         self.cached = lru_cache(keep)(self.make)
@@ -59,7 +61,7 @@ class Thumbnails:
 
 # %% ../nbs/70_cards.ipynb #333b731f
 def value_text(
-    value, # value of a table
+    value: Any, # value of a table
 ) -> str: # empty if the value is missing
     "A value as text."
     if pd.isna(value):
@@ -114,8 +116,8 @@ def preview(
 ) -> HTML: # output of a cell
     "HTML with the style of the page, in a notebook without widgets."
     style = static_file('page.css').read_text(encoding='utf-8')
-    box = f'<div class="cf-page" style="background: var(--jp-layout-color1, #fff)"><div class="cf-pane">{html}</div></div>'
-    return HTML(f'<style>{style}</style>{box}')
+    page = '<div class="cf-page" style="background: var(--jp-layout-color1, #fff)">'
+    return HTML(f'<style>{style}</style>{page}<div class="cf-pane">{html}</div></div>')
 
 # %% ../nbs/70_cards.ipynb #a4108176
 def grid(
@@ -210,13 +212,13 @@ class Pane(anywidget.AnyWidget):
     def __init__(
         self,
         on_action: Callable[[str, str], None] | None = None, # receives data-action and data-value of a clicked button
-        **options, # other traits of the widget
-    ):
+        **options: Any, # other traits of the widget
+    ) -> None:
         super().__init__(**options)
         self.on_action = on_action
         self.on_msg(self.handle_message)
 
-    def handle_message(self, _widget, content: dict, _buffers: list):
+    def handle_message(self, _widget: widgets.Widget, content: dict, _buffers: list) -> None:
         "Receive a message from the browser."
         if content.get('action') == 'ping':
             self.send({'pong': True})
@@ -226,7 +228,7 @@ class Pane(anywidget.AnyWidget):
     def show_details(
         self,
         html: str, # from details
-    ):
+    ) -> None:
         "Open the dialog."
         self.send({'details': html})
 
@@ -234,6 +236,6 @@ class Pane(anywidget.AnyWidget):
         self,
         name: str, # file name for the browser
         data: bytes, # contents
-    ):
+    ) -> None:
         "Download a file in the browser."
         self.send({'file': name}, buffers=[data])

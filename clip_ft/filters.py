@@ -12,6 +12,7 @@ import pandas as pd
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fastcore.basics import patch
 from markupsafe import Markup
+from traitlets.utils.bunch import Bunch
 
 from .cards import HIDDEN, column_label
 from .core import InputError
@@ -30,7 +31,7 @@ class Facets:
         products: pd.DataFrame, # catalogue
         columns: Sequence[str] | None = None, # columns in order; None chooses them
         most: int = 8, # maximum number of columns that are chosen
-    ):
+    ) -> None:
         self.products = products
         self.texts: dict[str, pd.Categorical] = {}
         self.numbers: dict[str, np.ndarray] = {}
@@ -61,7 +62,7 @@ def _as_numbers(column: pd.Series) -> np.ndarray | None:
 
 
 @patch
-def _add(self: Facets, column: str):
+def _add(self: Facets, column: str) -> None:
     "Add a column, whatever it holds."
     if column not in self.products:
         names = ', '.join(map(repr, self.products))
@@ -74,7 +75,7 @@ def _add(self: Facets, column: str):
 
 
 @patch
-def _choose(self: Facets, most: int):
+def _choose(self: Facets, most: int) -> None:
     "Add the columns that are useful as filters."
     first = [o for o in FIRST_FACETS if o in self.products]
     others = [o for o in self.products if o not in FIRST_FACETS and o not in NO_FACETS]
@@ -133,7 +134,7 @@ class FacetBox(widgets.VBox):
         collapsed: bool = False, # show the heading only
         few: int = 7, # number of values at first
         many: int = 30, # maximum number of values
-    ):
+    ) -> None:
         self.on_change = on_change
         self.few = few
         self.many = many
@@ -160,7 +161,7 @@ class FacetBox(widgets.VBox):
         self.more.on_click(self.toggle_more)
 
 # %% ../nbs/71_filters.ipynb #25672026
-def _set_children(box: widgets.Box, children: Sequence[widgets.Widget]):
+def _set_children(box: widgets.Box, children: Sequence[widgets.Widget]) -> None:
     "Replace the children of a box, if they differ."
     if box.children != tuple(children):
         box.children = children
@@ -170,14 +171,14 @@ def _set_children(box: widgets.Box, children: Sequence[widgets.Widget]):
 def show_counts(
     self: FacetBox,
     counts: dict, # number of products by value, from Facets.counts
-):
+) -> None:
     "Show these values and numbers."
     self.counts = counts
     self.refresh()
 
 
 @patch
-def refresh(self: FacetBox, _change=None):
+def refresh(self: FacetBox, _change: dict | None = None) -> None:
     "Draw the values again."
     is_open = self.heading.value
     self.heading.icon = 'angle-up' if is_open else 'angle-down'
@@ -200,7 +201,7 @@ def refresh(self: FacetBox, _change=None):
 
 # %% ../nbs/71_filters.ipynb #71f00007
 @patch
-def _fill_boxes(self: FacetBox, names: Sequence[str]):
+def _fill_boxes(self: FacetBox, names: Sequence[str]) -> None:
     "Show these values in the check boxes."
     while len(self.boxes) < len(names):
         box = widgets.Checkbox(indent=False)
@@ -217,7 +218,7 @@ def _fill_boxes(self: FacetBox, names: Sequence[str]):
 
 
 @patch
-def notify(self: FacetBox, change):
+def notify(self: FacetBox, change: Bunch) -> None:
     "A box was ticked or cleared."
     if self.updating:
         return
@@ -230,7 +231,7 @@ def notify(self: FacetBox, change):
 
 
 @patch
-def toggle_more(self: FacetBox, _button):
+def toggle_more(self: FacetBox, _button: widgets.Button) -> None:
     "Show more values, or fewer."
     self.expanded = not self.expanded
     self.refresh()
@@ -253,7 +254,7 @@ class Filters(widgets.VBox):
         self,
         facets: Facets, # columns of the catalogue
         on_change: Callable[[], None], # called when somebody has changed a filter
-    ):
+    ) -> None:
         self.facets = facets
         self.on_change = on_change
         self.updating = False
@@ -267,7 +268,7 @@ class Filters(widgets.VBox):
         super().__init__(sections)
         self.add_class('cf-side')
 
-    def notify(self, _change=None):
+    def notify(self, _change: dict | None = None) -> None:
         "A filter has changed."
         if not self.updating:
             self.on_change()
@@ -287,7 +288,7 @@ def where(self: Filters) -> dict: # by column: list of values, or pair of least 
 def set_where(
     self: Filters,
     where: Mapping, # filters
-):
+) -> None:
     "Set all filters, without calling on_change."
     self.updating = True
     for column, box in self.boxes.items():
@@ -301,7 +302,7 @@ def set_where(
 def update_counts(
     self: Filters,
     where: Mapping, # filters
-):
+) -> None:
     "Show how many products each choice leaves."
     for column, box in self.boxes.items():
         box.show_counts(self.facets.counts(column, where))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Condition
 from time import monotonic
+from typing import Any
 
 from .filters import FIRST_FACETS, Facets
 from .search import Searcher
@@ -58,14 +59,14 @@ def _extends(query: Query, current: Query) -> bool:
 class QueryHistory:
     "The queries of a session, as in a browser."
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.queries: list[Query] = []
         self.position = -1
 
     def add(
         self,
         query: Query, # query that is shown now
-    ):
+    ) -> None:
         "Add a query after the current one; the queries that were forward of it are forgotten."
         current = self.queries[self.position] if self.queries else None
         if query == current:
@@ -114,8 +115,10 @@ def example_queries(
     if 'category' not in facets.texts:
         names = facets.products.get('display name', pd.Series(dtype=str))
         return names.drop_duplicates().head(n).astype(str).tolist()
-    columns = [o for o in FIRST_FACETS[1:] if o in facets.texts][:1] + ['category']
-    queries, used = [], set()
+    colours = [o for o in FIRST_FACETS[1:] if o in facets.texts]
+    columns = [*colours[:1], 'category']
+    queries: list[str] = []
+    used: set[str] = set()
     for words in facets.products[columns].astype(str).value_counts().index:
         if all(words) and used.isdisjoint(words):
             queries.append(' '.join(words).lower())
@@ -188,7 +191,7 @@ def position_changes(
 class Debouncer:
     "Runs jobs in one thread, after a delay, and only if no newer job was submitted meanwhile."
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.newest = 0
         self.submitted = Condition()
         self.thread = ThreadPoolExecutor(1, 'search')
@@ -197,7 +200,7 @@ class Debouncer:
         self,
         job: Callable[[Callable[[], bool]], None], # receives a function that says whether the job is outdated
         delay: float = 0, # time to wait for a newer job, in seconds
-    ):
+    ) -> None:
         "Run a job instead of all jobs before it."
         with self.submitted:
             self.newest += 1
@@ -205,7 +208,7 @@ class Debouncer:
             self.submitted.notify_all()
         self.thread.submit(self._run, number, monotonic() + delay, job)
 
-    def _run(self, number: int, due: float, job: Callable):
+    def _run(self, number: int, due: float, job: Callable) -> None:
         def is_outdated() -> bool:
             return self.newest != number
         with self.submitted:
@@ -216,11 +219,11 @@ class Debouncer:
     def enqueue(
         self,
         function: Callable, # called in the thread
-        *args, # its arguments
-    ):
+        *args: Any, # its arguments
+    ) -> None:
         "Run a function after the jobs so far; nothing cancels it."
         self.thread.submit(function, *args)
 
-    def wait(self):
+    def wait(self) -> None:
         "Wait until all jobs are done."
         self.thread.submit(int).result()

@@ -13,6 +13,7 @@ from io import BytesIO
 from markupsafe import Markup
 from pathlib import Path
 from PIL import Image
+from typing import Any
 
 from .images import open_image
 
@@ -57,7 +58,7 @@ ENVIRONMENT = _environment()
 def render_template(
     template: str, # file name in clip_ft/templates, such as message.html
     /,
-    **values, # variables of the template
+    **values: Any, # variables of the template
 ) -> Markup: # safe HTML
     "Fill in a template. Every value is escaped, unless it is Markup."
     return Markup(ENVIRONMENT.get_template(template).render(**values))

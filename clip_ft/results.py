@@ -151,7 +151,7 @@ def save_results(
     path: Path, # file to write; its suffix, .csv or .png, decides
     image_dir: str | Path | None, # folder of the images
     title: str = '', # title of the contact sheet
-):
+) -> None:
     "Write results as a table or as a contact sheet."
     with atomic_write(path) as temporary:
         if path.suffix == '.csv':

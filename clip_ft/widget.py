@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from functools import partial
 from markupsafe import Markup
 from pathlib import Path
+from traitlets.utils.bunch import Bunch
 
 from .cards import Chip, Pane, Thumbnails, chip_row, column_label, details, message
 from .checkpoints import weights_hash
@@ -21,8 +22,8 @@ from .core import InputError, Paths
 from .filters import Facets, Filters
 from .page import Debouncer, Query, QueryHistory, example_queries, find_products
 from .rendering import thumbnail
-from .results import START_AGAIN, error_message, file_stem, find_product, large_image, render_query, render_results
-from .results import save_results
+from .results import START_AGAIN, error_message, file_stem, find_product, large_image
+from .results import render_query, render_results, save_results
 from .search import Searcher
 
 # %% ../nbs/74_widget.ipynb #f217bb1f
@@ -37,7 +38,7 @@ class SearchWidget(widgets.VBox):
         columns: Sequence[str] | None = None, # columns to filter by; None chooses them
         export_dir: str | Path = 'exports', # folder for exports
         pause: float = .06, # time without typing after which the search starts, in seconds
-    ):
+    ) -> None:
         self.searcher = searcher
         self.before = before
         self.export_dir = Path(export_dir)
@@ -70,7 +71,7 @@ class SearchWidget(widgets.VBox):
 
 # %% ../nbs/74_widget.ipynb #a4f5330a
 @patch
-def _make_search_bar(self: SearchWidget):
+def _make_search_bar(self: SearchWidget) -> None:
     "The widgets that say what to search for."
     self.back = widgets.Button(icon='arrow-left', tooltip='Previous query', disabled=True)
     self.forward = widgets.Button(icon='arrow-right', tooltip='Next query', disabled=True)
@@ -92,7 +93,7 @@ def _make_search_bar(self: SearchWidget):
 
 # %% ../nbs/74_widget.ipynb #73f00005
 @patch
-def _make_tools(self: SearchWidget, top_k: int):
+def _make_tools(self: SearchWidget, top_k: int) -> None:
     "The widgets above the results."
     orders = [('Best match', 'best'), ('Name, A to Z', 'name')]
     for column in self.facets.numbers:
@@ -114,7 +115,7 @@ def _make_tools(self: SearchWidget, top_k: int):
 
 # %% ../nbs/74_widget.ipynb #73f00006
 @patch
-def _connect(self: SearchWidget):
+def _connect(self: SearchWidget) -> None:
     "Call the methods of the page when somebody uses a widget."
     for text in (self.query, self.without):
         text.observe(partial(self.notify, delay=self.pause), 'value')
@@ -129,21 +130,21 @@ def _connect(self: SearchWidget):
 
 
 @patch
-def notify(self: SearchWidget, _change=None, delay: float = 0):
+def notify(self: SearchWidget, _change: dict | None = None, delay: float = 0) -> None:
     "A setting has changed: search again."
     if not self.updating:
         self.debouncer.submit(self._update, delay)
 
 
 @patch
-def handle_message(self: SearchWidget, _widget, content: dict, _buffers: list):
+def handle_message(self: SearchWidget, _widget: widgets.Widget, content: dict, _buffers: list) -> None:
     "A message from a text field: Enter searches at once."
     if content.get('event') == 'submit':
         self.notify()
 
 
 @patch
-def _move(self: SearchWidget, step: int, _button):
+def _move(self: SearchWidget, step: int, _button: widgets.Button) -> None:
     "Back or forward was clicked."
     self.set_query(self.history.move(step))
 
@@ -159,7 +160,7 @@ def current_query(self: SearchWidget) -> Query:
 def set_query(
     self: SearchWidget,
     query: Query, # new state of the page
-):
+) -> None:
     "Set the page to a query, and search."
     self.updating = True
     for name, widget in self.settings.items():
@@ -172,7 +173,7 @@ def set_query(
 
 
 @patch
-def search(self: SearchWidget):
+def search(self: SearchWidget) -> None:
     "Search for the query on the page, and wait for the results."
     self.notify()
     self.debouncer.wait()
@@ -188,7 +189,7 @@ def _find(self: SearchWidget, query: Query) -> dict: # results by title
 
 
 @patch
-def _update(self: SearchWidget, is_outdated: Callable[[], bool]):
+def _update(self: SearchWidget, is_outdated: Callable[[], bool]) -> None:
     "Search and draw the results, unless a newer query arrives."
     query = self.current_query()
     try:
@@ -211,7 +212,7 @@ def _update(self: SearchWidget, is_outdated: Callable[[], bool]):
 
 # %% ../nbs/74_widget.ipynb #73f00007
 @patch
-def _update_widgets(self: SearchWidget, query: Query):
+def _update_widgets(self: SearchWidget, query: Query) -> None:
     "Everything else on the page that depends on the query."
     self.back.disabled = not self.history.can_move(-1)
     self.forward.disabled = not self.history.can_move(1)
@@ -223,7 +224,7 @@ def _update_widgets(self: SearchWidget, query: Query):
 
 # %% ../nbs/74_widget.ipynb #c90f1c74
 @patch
-def _warm_up(self: SearchWidget):
+def _warm_up(self: SearchWidget) -> None:
     "Make the first query fast."
     try:
         for text in example_queries(self.facets, 1):
@@ -234,7 +235,7 @@ def _warm_up(self: SearchWidget):
 
 # %% ../nbs/74_widget.ipynb #922a0d57
 @patch
-def check_models(self: SearchWidget):
+def check_models(self: SearchWidget) -> None:
     "Raises InputError if a model is no longer the one that embedded the catalogue."
     for searcher in (self.searcher, self.before):
         if searcher is None:
@@ -254,7 +255,7 @@ def handle_action(
     self: SearchWidget,
     action: str, # open, like, query, remove, remove_filters, clear or download
     value: str, # what it applies to
-):
+) -> None:
     "A button of the pane was clicked."
     query = self.current_query()
     if action == 'open':
@@ -277,7 +278,7 @@ def handle_action(
 def open_product(
     self: SearchWidget,
     name: str, # name of an image
-):
+) -> None:
     "Show the details of a product of the results, or else of the catalogue."
     row = find_product([*self.results.values(), self.facets.products], name)
     if row:
@@ -286,7 +287,7 @@ def open_product(
 
 
 @patch
-def handle_upload(self: SearchWidget, change):
+def handle_upload(self: SearchWidget, change: Bunch) -> None:
     "An image was uploaded."
     if not change.new:
         return
@@ -305,15 +306,15 @@ def handle_upload(self: SearchWidget, change):
 def export(
     self: SearchWidget,
     kind: str, # csv or png
-    _button=None,
-):
+    _button: widgets.Button | None = None,
+) -> None:
     "Write the results to the export folder, and offer them for download."
     self.pane.status = 'Saving …'
     self.debouncer.enqueue(self._export, kind, self.current_query(), dict(self.results))
 
 
 @patch
-def _export(self: SearchWidget, kind: str, query: Query, results: Mapping[str, pd.DataFrame]):
+def _export(self: SearchWidget, kind: str, query: Query, results: Mapping[str, pd.DataFrame]) -> None:
     "Write one file per table, in the thread."
     stem = file_stem(query)
     files = []

@@ -15,12 +15,12 @@ from typing import Any
 import nbformat
 import pandas as pd
 import pytest
+from conftest import BIN
 from PIL import Image
 
 from clip_ft.core import Paths
 from clip_ft.data import catalogue_folder, image_folder
 from clip_ft.embedding import load_embeddings, save_embeddings
-from conftest import BIN
 
 ROOT = Path(__file__).resolve().parent.parent
 SCREENSHOTS = ROOT/'runs'/'screenshots'
@@ -384,8 +384,8 @@ def test_a_broken_image_is_reported(site):
 
 
 def test_a_hundred_fast_searches(site):
-    colours = 'red blue green white black pink teal navy grey brown'.split()
-    categories = 'jeans shirt dress watch socks heels cap bag shorts top'.split()
+    colours = ['red', 'blue', 'green', 'white', 'black', 'pink', 'teal', 'navy', 'grey', 'brown']
+    categories = ['jeans', 'shirt', 'dress', 'watch', 'socks', 'heels', 'cap', 'bag', 'shorts', 'top']
     queries = [f'{colour} {category}' for colour in colours for category in categories]
     start = time.monotonic()
     for query in queries:
