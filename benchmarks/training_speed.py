@@ -93,7 +93,6 @@ def stages() -> list[tuple[Any, str]]:
 def watching() -> Iterator[Watch]:
     "Watch the calls of train() inside the with block."
     from clip_ft.batches import TrainingBatches
-
     from clip_ft.training import Trainer
     watch = Watch()
     with ExitStack() as stack:

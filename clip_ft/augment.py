@@ -68,7 +68,7 @@ class Augment(nn.Module):
 
     def __init__(self,
         size: int,  # edge of the images, in pixels
-    ):
+    ) -> None:
         super().__init__()
         self.largest_shift = max(1, size//10)  # in pixels, in each direction
 

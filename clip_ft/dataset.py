@@ -112,7 +112,7 @@ def _digest_chunk(paths: Sequence[str | Path]) -> list[bytes]:
 # %% ../nbs/20_dataset.ipynb #3b2935df
 class _PartialFile:
     "A .npy file of pixels in the making, followed by the number of images that are on the disk."
-    def __init__(self, file: BufferedRandom, shape: tuple[int, ...]):
+    def __init__(self, file: BufferedRandom, shape: tuple[int, ...]) -> None:
         buffer = BytesIO()
         np.lib.format.write_array_header_1_0(buffer, dict(descr='|u1', fortran_order=False, shape=shape))
         self.file, self.header = file, buffer.getvalue()
@@ -175,7 +175,7 @@ class PixelCache:
     "Decoded images in a file."
     def __init__(self,
         path: str | Path,  # file that build has made
-    ):
+    ) -> None:
         self.path = Path(path)
         self.pixels = np.load(self.path, mmap_mode='c', allow_pickle=False)  # uint8 memory map [N, 3, size, size]
         self.digest = self.path.stem  # identifies the images and how they were resized
@@ -292,7 +292,7 @@ class Normalize(nn.Module):
 
     def __init__(self,
         processor: Any,  # processor of transformers, or its image processor
-    ):
+    ) -> None:
         super().__init__()
         p = getattr(processor, 'image_processor', processor)
         self.scale = float(p.rescale_factor) if getattr(p, 'do_rescale', True) else 1.0

@@ -39,7 +39,7 @@ class MatmulPatches(nn.Module):
     "A convolution over patches that do not overlap, computed as one matrix product. Shares the parameters of conv."
     def __init__(self,
         conv: nn.Conv2d,  # convolution whose stride equals its kernel size
-    ):
+    ) -> None:
         super().__init__()
         self.weight, self.bias, self.kernel_size = conv.weight, conv.bias, conv.kernel_size
 
@@ -147,7 +147,7 @@ class CompiledLayers:
         model: Any,  # two-tower model; its parameters and their names stay the same
         enabled: bool = True,  # False: leave the model as it is
         backend: str | Callable = 'inductor',  # backend of torch.compile
-    ):
+    ) -> None:
         self.model, self.enabled = model, enabled
         if not enabled:
             return
@@ -189,7 +189,7 @@ class RecordedStep:
     def __init__(self,
         compute: Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, ...]],  # step; must not wait for the GPU
         device: torch.device,  # device of the batches
-    ):
+    ) -> None:
         self.compute, self.device = compute, device
         self.recordings: dict[tuple, _Recording] = {}  # by the shapes of the batch
         self.calls: Counter[tuple] = Counter()

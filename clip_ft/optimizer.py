@@ -41,7 +41,7 @@ class ScheduledAdamW:
         ema: float=0.0,            # Decay per step of the moving average; 0: no average
         scale_loss: bool=False,    # For gradients in float16: use a gradient scaler
         capturable: bool=False,    # For CUDA graphs
-    ):
+    ) -> None:
         self.model, self.steps, self.warmup, self.grad_clip, self.ema = model, steps, warmup, grad_clip, ema
         self.device, self.capturable = model_device(model), capturable
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -54,7 +54,7 @@ class ScheduledAdamW:
         self.adamw = torch.optim.AdamW(groups, fused=self.device.type in ('cuda', 'cpu'), capturable=capturable)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scale_loss)
 
-    def set_step(self, step: int):
+    def set_step(self, step: int) -> None:
         "Set the learning rates of a step."
         for group in self.adamw.param_groups:
             lr = lr_at(step, self.steps, group['peak_lr'], self.warmup)
@@ -98,7 +98,7 @@ def averaged(self: ScheduledAdamW):
 
 @patch
 @torch.no_grad()
-def _swap(self: ScheduledAdamW):
+def _swap(self: ScheduledAdamW) -> None:
     for parameter, average in zip(self.parameters, self.average):
         trained = parameter.clone()
         parameter.copy_(average)
@@ -112,7 +112,7 @@ def state_dict(self: ScheduledAdamW) -> dict:
 
 
 @patch
-def load_state_dict(self: ScheduledAdamW, state: dict):
+def load_state_dict(self: ScheduledAdamW, state: dict) -> None:
     "Go back to a state."
     rates = [group['lr'] for group in self.adamw.param_groups]
     self.adamw.load_state_dict(state['adamw'])

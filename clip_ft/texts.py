@@ -25,7 +25,7 @@ class Tokens:
         max_length: int = 77,  # most tokens per text; fewer if the tokenizer has a lower limit
         device: torch.device | str = 'cpu',  # device of the batches
         multiple: int = 1,  # the width of a batch is rounded up to a multiple of this
-    ):
+    ) -> None:
         tokenizer = getattr(processor, 'tokenizer', processor)
         self.fixed_width = 'siglip' in type(processor).__name__.lower()
         self.max_length, self.multiple = min(max_length, tokenizer.model_max_length), multiple
@@ -127,7 +127,7 @@ class TextSampler:
         weights: dict[str, float],  # kind of text, as in product_texts, to its relative share of the batches
         device: torch.device | str = 'cpu',  # device of the tokens
         multiple: int = 1,  # the width of a batch is rounded up to a multiple of this
-    ):
+    ) -> None:
         self.variants: list[_Variant] = []
         self.weights: list[float] = []  # of the variants
         texts = product_texts(products)

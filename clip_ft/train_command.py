@@ -64,7 +64,7 @@ def _weight(text):
         raise ArgumentTypeError(f'must be KIND=WEIGHT, such as name=2, not {text}') from None
 
 
-def _add_settings(parser: ArgumentParser):
+def _add_settings(parser: ArgumentParser) -> None:
     "Add an option for each field of TrainConfig; it is only set if it is given."
     helps, defaults = docments(TrainConfig), TrainConfig()
     for setting in fields(TrainConfig):
@@ -102,7 +102,7 @@ def _config(args) -> TrainConfig:
     return demo_config(**given) if args.demo else TrainConfig(**given)
 
 # %% ../nbs/44_train_command.ipynb #d61097d5
-def _report(history: pd.DataFrame, paths: Paths, config: TrainConfig):
+def _report(history: pd.DataFrame, paths: Paths, config: TrainConfig) -> None:
     "Print the result of a run."
     shown = main_columns(history)
     shown.columns = [name.replace('batch_accuracy', 'acc').replace('clip_score', 'score') for name in shown]

@@ -93,7 +93,7 @@ class Trainer:
         config: TrainConfig,
         test: Gallery | None=None,   # Products that are measured after each epoch and decide nothing
         paths: Paths | None=None,    # Where fit writes checkpoints, snapshots and the history
-    ):
+    ) -> None:
         self.model, self.processor, self.config, self.test, self.paths = model, processor, config, test, paths
         self.device = model_device(model)
         self.world, self.main = PartialState().num_processes, PartialState().is_main_process
@@ -111,7 +111,7 @@ class Trainer:
 
 # %% ../nbs/43_training.ipynb #a1213d3a
 @patch
-def _prepare_products(self: Trainer, cache, products):
+def _prepare_products(self: Trainer, cache, products) -> None:
     "Set validation products aside; put pixels and texts on the device."
     config, numbered = self.config, products.assign(_row=np.arange(len(products)))
     no_split = numbered, numbered[:0]
@@ -124,7 +124,7 @@ def _prepare_products(self: Trainer, cache, products):
 
 # %% ../nbs/43_training.ipynb #73286b38
 @patch
-def _prepare_model(self: Trainer):
+def _prepare_model(self: Trainer) -> None:
     "Choose the trainable parameters, make the optimizer, compile."
     model, config = self.model, self.config
     self.requires_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -223,7 +223,7 @@ def state(self: Trainer) -> dict: # Plain values, and tensors on the CPU
 
 # %% ../nbs/43_training.ipynb #7440a9b3
 @patch
-def restore(self: Trainer, state: dict):
+def restore(self: Trainer, state: dict) -> None:
     "Go back to a state."
     self.model.load_state_dict(state['model'])
     self.optimizer.load_state_dict(state['optimizer'])
@@ -234,7 +234,7 @@ def restore(self: Trainer, state: dict):
 
 # %% ../nbs/43_training.ipynb #b4eee914
 @patch
-def measure_epoch(self: Trainer, epoch: int, train_metrics: dict):
+def measure_epoch(self: Trainer, epoch: int, train_metrics: dict) -> None:
     "Add a record to the history (epoch 0: before training); keep the model if it is the best so far."
     config, scale = self.config, self.model.logit_scale.exp().item()
     lr = lr_at(self.step-1, self.optimizer.steps, config.lr, config.warmup) if epoch else 0.
@@ -254,7 +254,7 @@ def measure_epoch(self: Trainer, epoch: int, train_metrics: dict):
 
 # %% ../nbs/43_training.ipynb #4e235559
 @patch
-def save_snapshot(self: Trainer, always: bool=False):
+def save_snapshot(self: Trainer, always: bool=False) -> None:
     "Queue a snapshot of the run; unless always, skip it while the previous one is still being written."
     if self.snapshots.busy and not always:
         return
@@ -264,7 +264,7 @@ def save_snapshot(self: Trainer, always: bool=False):
 
 # %% ../nbs/43_training.ipynb #e974f4a1
 @patch
-def resume(self: Trainer, fresh: bool):
+def resume(self: Trainer, fresh: bool) -> None:
     "Go back to the last snapshot, if there is one and unless fresh. Raises InputError if it belongs to another run."
     last = self.paths.last
     if self.main:
@@ -284,7 +284,7 @@ def resume(self: Trainer, fresh: bool):
 
 # %% ../nbs/43_training.ipynb #6de9c001
 @patch
-def stop_if_interrupted(self: Trainer):
+def stop_if_interrupted(self: Trainer) -> None:
     "After Ctrl-C: save a snapshot and raise KeyboardInterrupt."
     if self.interrupted.is_set():
         self.save_snapshot(always=True)
@@ -322,7 +322,7 @@ def train_epoch(self: Trainer, epoch: int) -> dict[str, float]: # Means of loss,
 
 # %% ../nbs/43_training.ipynb #8ce59d05
 @patch
-def close(self: Trainer):
+def close(self: Trainer) -> None:
     "Give the model back as a plain model: not compiled, LoRA corrections merged, with its own trainable parameters."
     self.layers.close()
     if self.recorded:
@@ -336,7 +336,7 @@ def close(self: Trainer):
 
 # %% ../nbs/43_training.ipynb #bda39f88
 @patch
-def run_epochs(self: Trainer):
+def run_epochs(self: Trainer) -> None:
     "Train and measure, until the last epoch or until validation stops improving."
     if self.main and not self.history.records:
         self.measure_epoch(0, {})

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 
 from clip_ft.data import preprocess_main
-from clip_ft.sources import get_data_main
-from clip_ft.report import evaluate_main
-from clip_ft.model import save_model, tiny_model
 from clip_ft.embedding import embed_main
+from clip_ft.model import save_model, tiny_model
+from clip_ft.report import evaluate_main
 from clip_ft.search_command import search_main
+from clip_ft.sources import get_data_main
 from clip_ft.train_command import train_main
 
 README = (Path(__file__).parent.parent/'README.md').read_text(encoding='utf-8')
@@ -61,4 +61,5 @@ def test_the_kaggle_lines_name_options_that_exist(run):
 def test_pictures_and_links_of_the_readme_are_there():
     targets = re.findall(r'\]\(([^)\s]+)\)', README)
     assert any(o.endswith('.png') for o in targets)
-    for target in targets: assert target.startswith('https://') or (Path(__file__).parent.parent/target).is_file(), target
+    for target in targets:
+        assert target.startswith('https://') or (Path(__file__).parent.parent/target).is_file(), target
