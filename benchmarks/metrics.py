@@ -1,17 +1,17 @@
-"""All figures of retrieval for 44,441 queries against 44,441 products at 512 dimensions, beside other packages in the same run.
+"""All retrieval metrics of 44,441 queries in a gallery of 44,441 products at 512 dimensions, beside other packages.
 
     python benchmarks/metrics.py [--n 44441] [--dim 512] [--peer-queries 200]
 
-Each stands in a process of its own, and its peak memory is that process's. The embeddings are random, of length 1; twins are drawn
-so that a product has one right answer (60 %) or several (up to 200), as in a real catalogue. clip_ft calculates recall, found and
-precision at 1, 5 and 10, MRR, MRR@10, mAP, mAP@R, nDCG@10, and mean and median rank, for every query, from the embeddings on; a
-second line is what training calculates (recall, MRR and median rank of the best right answer). The floor is the matrix product alone.
+Each method runs in a process of its own, whose peak memory is reported. The embeddings are random unit rows; duplicates
+are drawn so that a product has one right answer (60 %) or several (up to 200), as in a real catalogue. clip_ft computes,
+from the embeddings, for every query: hit rate, recall and precision at 1, 5 and 10, MRR, MRR@10, mAP, mAP@R, nDCG@10 and
+rank; the line first_ten adds the first ten results. The floor is the matrix product alone.
 
-The peers are trec_eval (by pytrec_eval), and torchmetrics and ranx where they are installed. They take scores, so the matrix product and the
-choice of what to hand over are part of their time: trec_eval and ranx need all scores of a query in a dict of Python, torchmetrics one
-flat row a pair. None of them does all queries in reasonable time and memory, so they get the first --peer-queries of them, against the whole
-gallery; the line says so, and the time for all is that of the piece in proportion, marked as an estimate. On that piece all
-must give the same figures, which is checked.
+The peers are trec_eval (by pytrec_eval) and, where they are installed, torchmetrics and ranx. They take scores, so the
+matrix product and the conversion of scores are part of their time: trec_eval and ranx read a dict of all scores of a
+query, torchmetrics one flat row per pair. None of them handles all queries in reasonable time and memory, so they get the
+first --peer-queries of them, against the whole gallery; the time for all queries is extrapolated and marked as an
+estimate. All must agree on that part.
 """
 import argparse
 import importlib.util
@@ -27,24 +27,30 @@ from importlib.metadata import version
 import numpy as np
 
 METRICS = ("hit_rate@1", "hit_rate@10", "recall@10", "precision@10", "mrr", "map", "ndcg@10")
+TREC_EVAL = dict(zip(METRICS, ("success_1", "success_10", "recall_10", "P_10", "recip_rank", "map", "ndcg_cut_10")))
+BLOCK = 50  # queries of which a peer gets all scores as a dict
+
+
+def unit_rows(rng, n, dim):
+    x = rng.normal(size=(n, dim)).astype(np.float32)
+    return x/np.linalg.norm(x, axis=1, keepdims=True)
 
 
 def make(args):
     "Query and gallery embeddings, and the right answers of each query."
     rng = np.random.default_rng(0)
-    unit = lambda x: x/np.linalg.norm(x, axis=1, keepdims=True)
     sizes = np.minimum(rng.zipf(3., args.n), 200)
     groups = np.repeat(np.arange(args.n), sizes)[:args.n]
-    order = np.argsort(groups, kind="stable")
-    members = np.split(order, np.cumsum(np.bincount(groups))[:-1])
-    relevant = [members[g] for g in groups]
-    centres = unit(rng.normal(size=(groups.max()+1, args.dim)).astype(np.float32))[groups]
-    noise = lambda s: unit(rng.normal(size=(args.n, args.dim)).astype(np.float32))*s
-    return unit(centres+noise(3.)), unit(centres+noise(3.)), relevant
+    members = np.split(np.arange(args.n), np.cumsum(np.bincount(groups))[:-1])
+    centres = unit_rows(rng, groups.max()+1, args.dim)[groups]
+    queries, gallery = (centres+3*unit_rows(rng, args.n, args.dim) for _ in range(2))
+    queries, gallery = (x/np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, gallery))
+    return queries, gallery, [members[group] for group in groups]
 
 
-def floor(queries, gallery, relevant):
-    for i in range(0, len(queries), 512): queries[i:i+512] @ gallery.T
+def floor(queries, gallery, _):
+    for start in range(0, len(queries), 512):
+        queries[start:start+512] @ gallery.T
     return {}
 
 
@@ -59,64 +65,86 @@ def first_ten(queries, gallery, relevant):
 
 
 def as_dicts(queries, gallery, relevant):
-    "What trec_eval and ranx read."
-    names = [str(i) for i in range(len(gallery))]
-    scores = queries @ gallery.T
-    judged = {f"q{i}": {names[r]: 1 for r in right} for i, right in enumerate(relevant)}
-    return judged, {f"q{i}": dict(zip(names, row.tolist())) for i, row in enumerate(scores)}
+    "Blocks of judgments and runs as trec_eval and ranx read them."
+    names = [str(row) for row in range(len(gallery))]
+    for start in range(0, len(queries), BLOCK):  # a dict of all scores would not fit into memory
+        scores, right = queries[start:start+BLOCK] @ gallery.T, relevant[start:start+BLOCK]
+        judged = {f"q{i}": {names[row]: 1 for row in rows} for i, rows in enumerate(right)}
+        yield judged, {f"q{i}": dict(zip(names, row.tolist())) for i, row in enumerate(scores)}
 
 
 def trec_eval(queries, gallery, relevant):
     import pytrec_eval
-    total, n = {}, len(queries)
-    for i in range(0, n, 50):                              # a dict of all scores would not fit into memory
-        judged, run = as_dicts(queries[i:i+50], gallery, relevant[i:i+50])
-        found = pytrec_eval.RelevanceEvaluator(judged, {"success.1,5,10", "recall.1,5,10", "P.1,5,10", "recip_rank", "map", "ndcg_cut.10"}).evaluate(run)
-        for o in found.values():
-            for k, v in o.items(): total[k] = total.get(k, 0)+v/n
-    return {"hit_rate@1": total["success_1"], "hit_rate@10": total["success_10"], "recall@10": total["recall_10"], "precision@10": total["P_10"], "mrr": total["recip_rank"], "map": total["map"], "ndcg@10": total["ndcg_cut_10"]}
+    wanted = {"success.1,10", "recall.10", "P.10", "recip_rank", "map", "ndcg_cut.10"}
+    found = []
+    for judged, run in as_dicts(queries, gallery, relevant):
+        found += pytrec_eval.RelevanceEvaluator(judged, wanted).evaluate(run).values()
+    return {name: np.mean([values[theirs] for values in found]) for name, theirs in TREC_EVAL.items()}
 
 
 def ranx(queries, gallery, relevant):
     import ranx
-    names = {"hit_rate@1": "hit_rate@1", "hit_rate@10": "hit_rate@10", "recall@10": "recall@10", "precision@10": "precision@10", "mrr": "mrr", "map": "map", "ndcg@10": "ndcg@10"}
-    total = {}
-    for i in range(0, len(queries), 50):
-        judged, run = as_dicts(queries[i:i+50], gallery, relevant[i:i+50])
-        for k, v in ranx.evaluate(ranx.Qrels(judged), ranx.Run(run), list(names)).items(): total[names[k]] = total.get(names[k], 0)+v*len(judged)/len(queries)
+    total = dict.fromkeys(METRICS, 0.)
+    for judged, run in as_dicts(queries, gallery, relevant):
+        for name, value in ranx.evaluate(ranx.Qrels(judged), ranx.Run(run), list(METRICS)).items():
+            total[name] += value*len(judged)/len(queries)
     return total
 
 
 def torchmetrics(queries, gallery, relevant):
     import torch
-    from torchmetrics import retrieval as R
-    kinds = {"hit_rate@1": R.RetrievalHitRate(top_k=1), "hit_rate@10": R.RetrievalHitRate(top_k=10), "recall@10": R.RetrievalRecall(top_k=10), "precision@10": R.RetrievalPrecision(top_k=10),
-             "mrr": R.RetrievalMRR(), "map": R.RetrievalMAP(), "ndcg@10": R.RetrievalNormalizedDCG(top_k=10)}
-    # above 0, because torchmetrics takes a score of 0 or less for "not found"
-    scores, target = torch.from_numpy(queries @ gallery.T).double()+2, torch.zeros(len(queries), len(gallery), dtype=torch.bool)
-    for i, right in enumerate(relevant): target[i, right] = True
-    indexes = torch.arange(len(queries))[:, None].expand(-1, len(gallery))
-    return {k: m(scores.flatten(), target.flatten(), indexes=indexes.flatten()).item() for k, m in kinds.items()}
+    from torchmetrics import retrieval
+    kinds = dict(zip(METRICS, (
+        retrieval.RetrievalHitRate(top_k=1), retrieval.RetrievalHitRate(top_k=10), retrieval.RetrievalRecall(top_k=10),
+        retrieval.RetrievalPrecision(top_k=10), retrieval.RetrievalMRR(), retrieval.RetrievalMAP(),
+        retrieval.RetrievalNormalizedDCG(top_k=10))))
+    scores = torch.from_numpy(queries @ gallery.T).double()+2  # torchmetrics takes a score of 0 or less for "not found"
+    target = torch.zeros(scores.shape, dtype=torch.bool)
+    for i, rows in enumerate(relevant):
+        target[i, rows] = True
+    indexes = torch.arange(len(queries))[:, None].expand(-1, len(gallery)).flatten()
+    return {name: kind(scores.flatten(), target.flatten(), indexes=indexes).item() for name, kind in kinds.items()}
 
 
-METHODS = dict(floor=floor, ours=ours, first_ten=first_ten, trec_eval=trec_eval, ranx=ranx, torchmetrics=torchmetrics)
+METHODS = {method.__name__: method for method in (floor, ours, first_ten, trec_eval, ranx, torchmetrics)}
 
 
 def child(args):
-    "Run one method here, and print its time, memory and figures."
+    "Run one method in this process, and print its time, memory and metrics."
     queries, gallery, relevant = make(args)
-    if args.queries: queries, relevant = queries[:args.queries].copy(), relevant[:args.queries]
-    METHODS[args.method](queries[:2], gallery, [[0], [1]])                             # imports, compilation
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e6
+    if args.queries:
+        queries, relevant = queries[:args.queries].copy(), relevant[:args.queries]
+    METHODS[args.method](queries[:2], gallery, [[0], [1]])  # imports, compilation
     start = time.perf_counter()
-    figures = METHODS[args.method](queries, gallery, relevant)
-    seconds = time.perf_counter()-start
-    print(json.dumps(dict(seconds=round(seconds, 2), peak_GB=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e6, 2), before_GB=round(before, 2), figures=figures)))
+    metrics = METHODS[args.method](queries, gallery, relevant)
+    seconds, peak = time.perf_counter()-start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e6
+    print(json.dumps(dict(seconds=round(seconds, 2), peak_GB=round(peak, 2), metrics=metrics)))
 
 
 def run(args, method, queries=0):
-    out = subprocess.run([sys.executable, __file__, "--method", method, "--n", str(args.n), "--dim", str(args.dim), "--queries", str(queries)], check=True, capture_output=True, text=True).stdout
+    command = [sys.executable, __file__, "--method", method, "--n", args.n, "--dim", args.dim, "--queries", queries]
+    out = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True).stdout
     return json.loads(out.splitlines()[-1])
+
+
+def report(method, found, remark):
+    print(f"{method:13}{found['seconds']:8.1f} s   peak {found['peak_GB']:.2f} GB   {remark}", flush=True)
+
+
+def compare_peers(args):
+    "Time and metrics of the installed peers on the first queries; they must agree with ours."
+    part = run(args, "ours", args.peer_queries)
+    report("ours", part, f"the first {args.peer_queries} queries only")
+    for peer in ("trec_eval", "torchmetrics", "ranx"):
+        if not importlib.util.find_spec("pytrec_eval" if peer == "trec_eval" else peer):
+            print(f"{peer:13} is not installed", flush=True)
+            continue
+        found = run(args, peer, args.peer_queries)
+        difference = max(abs(found["metrics"][name]-part["metrics"][name]) for name in METRICS)
+        minutes = found["seconds"]*args.n/args.peer_queries/60
+        report(peer, found, f"the first {args.peer_queries} queries only; "
+                            f"about {minutes:.0f} minutes for all (an estimate); metrics differ by {difference:.1e}")
+        assert difference < 1e-5, (peer, found["metrics"], part["metrics"])
 
 
 def main():
@@ -127,22 +155,20 @@ def main():
     parser.add_argument("--method", choices=METHODS, help=argparse.SUPPRESS)
     parser.add_argument("--queries", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.method: return child(args)
-    packages = {o: version(o) for o in ("numpy", "torch", "pytrec_eval-terrier", "torchmetrics", "ranx") if importlib.util.find_spec(o.replace("-terrier", ""))}
-    print(json.dumps(dict(machine=platform.processor() or platform.machine(), cores=len(os.sched_getaffinity(0)), load=os.getloadavg()[0], python=platform.python_version(), **packages, queries=args.n, products=args.n, dimensions=args.dim)), flush=True)
-    for method, says in (("floor", "the matrix product alone"), ("ours", "all figures"), ("first_ten", "all metrics, and the first ten results")):
-        found = run(args, method)
-        print(f"{method:13}{found['seconds']:8.1f} s   peak {found['peak_GB']:.2f} GB   {says}", flush=True)
-    piece = run(args, "ours", args.peer_queries)
-    print(f"{'ours':13}{piece['seconds']:8.1f} s   peak {piece['peak_GB']:.2f} GB   the first {args.peer_queries} queries only", flush=True)
-    for peer in ("trec_eval", "torchmetrics", "ranx"):
-        if not importlib.util.find_spec(dict(trec_eval="pytrec_eval").get(peer, peer)):
-            print(f"{peer:13} is not installed", flush=True)
-            continue
-        found = run(args, peer, args.peer_queries)
-        apart = max(abs(found["figures"][o]-piece["figures"][o]) for o in METRICS)
-        print(f"{peer:13}{found['seconds']:8.1f} s   peak {found['peak_GB']:.2f} GB   the first {args.peer_queries} queries only; in proportion {found['seconds']*args.n/args.peer_queries/60:.0f} minutes for all (an estimate); figures differ by {apart:.1e}", flush=True)
-        assert apart < 1e-5, (peer, found["figures"], piece["figures"])
+    if args.method:
+        return child(args)
+    packages = ("numpy", "torch", "pytrec_eval-terrier", "torchmetrics", "ranx")
+    versions = {name: version(name) for name in packages if importlib.util.find_spec(name.replace("-terrier", ""))}
+    setting = dict(
+        machine=platform.processor() or platform.machine(), cores=len(os.sched_getaffinity(0)), load=os.getloadavg()[0],
+        python=platform.python_version(), **versions, queries=args.n, products=args.n, dimensions=args.dim)
+    print(json.dumps(setting), flush=True)
+    remarks = dict(
+        floor="the matrix product alone", ours="all metrics", first_ten="all metrics, and the first ten results")
+    for method, remark in remarks.items():
+        report(method, run(args, method), remark)
+    compare_peers(args)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()
