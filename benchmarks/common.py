@@ -15,11 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,13 @@ def print_record(**record):
     "Print one record as a line of JSON, in one write, since several processes may share the output."
     sys.stdout.write(json.dumps(rounded(record))+'\n')
     sys.stdout.flush()
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    "Inside the with block, progress bars and messages are discarded."
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        yield
 
 
 def benchmark_parser(doc: str) -> argparse.ArgumentParser:

@@ -31,17 +31,14 @@ query is the mean of its seeds. Differences are paired, and their standard devia
 prints one record. Runs that are finished in --out are not repeated, so that several processes can share the work,
 each with its own --seeds, once a call with --seeds and no number has drawn the catalogues.
 """
-import os
 import tempfile
 import time
 from argparse import Namespace
-from contextlib import redirect_stdout
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from common import Results, benchmark_parser, bootstrap_interval, prepare_split
+from common import Results, benchmark_parser, bootstrap_interval, prepare_split, silent
 
 PAIRS = (('Dresses', 'Nightdress'), ('Skirts', 'Shorts'))
 OTHER = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
@@ -121,7 +118,7 @@ def run(results: Results, name: str, seed: int, paths, gallery: tuple, args: Nam
     if file.exists():
         return
     start = time.perf_counter()
-    with redirect_stdout(StringIO()):
+    with silent():
         model, processor, history = train_variant(name, seed, paths, args)
     seconds = time.perf_counter()-start
     values = measure(model, processor, *gallery)
@@ -185,12 +182,11 @@ def main():
     parser.add_argument('--more', type=int, default=20, help='epochs of the variants that continue')
     parser.add_argument('--only', nargs='+', choices=VARIANTS, default=list(VARIANTS))
     args = parser.parse_args()
-    os.environ['TQDM_DISABLE'] = '1'
     with tempfile.TemporaryDirectory() as folder, Results(args) as results:
         root = args.root or Path(folder)
         args.out = args.out or root/'results'
         args.out.mkdir(parents=True, exist_ok=True)
-        with redirect_stdout(StringIO()):
+        with silent():
             paths = prepare_split(root/'shop', 'demo', args.products)
         gallery = fresh_gallery(root/'fresh')
         for seed in args.seeds:

@@ -72,6 +72,7 @@ from common import (
     prepare_split,
     print_record,
     random_model,
+    silent,
 )
 
 HOME = (
@@ -142,7 +143,7 @@ def fit(model, processor, products: pd.DataFrame, parts: Parts, config) -> pd.Da
     "train() on these products, without snapshots; checkpoints go to a temporary folder, pixels to the shared one."
     from clip_ft.core import Paths
     from clip_ft.training import Trainer, train
-    with tempfile.TemporaryDirectory() as folder, patch.object(Trainer, 'save_snapshot'):
+    with tempfile.TemporaryDirectory() as folder, patch.object(Trainer, 'save_snapshot'), silent():
         paths = Paths(folder)
         paths.pixels = parts.paths.pixels
         return train(model, processor, products, parts.few, parts.image_dir, paths, config, fresh=True)
