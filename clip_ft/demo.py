@@ -113,10 +113,10 @@ KINDS = {
 class Product:
     "The attributes of one article, and which photo of it is shown."
 
-    category: str  # a key of `KINDS`
+    category: str  # a key of KINDS
     gender: str  # Men, Women or Unisex
-    colour: str  # a key of `COLOURS`
-    pattern: str  # one of `PATTERNS`
+    colour: str  # a key of COLOURS
+    pattern: str  # one of PATTERNS
     details: tuple  # an option of each group in the type's details
     season: str  # Spring, Summer, Autumn or Winter
     photo: int = 0  # seed of all that the text doesn't tell
@@ -223,7 +223,7 @@ def flower(
 def cloth(
     colour: tuple,  # red, green, blue
     accent: tuple,  # the pattern's colour
-    pattern: str,  # one of `PATTERNS`, or 'denim'
+    pattern: str,  # one of PATTERNS, or 'denim'
     side: int,  # pixels
     rng: random.Random,  # decides where the pattern begins
 ) -> Image.Image:  # RGB, side x side
@@ -501,7 +501,7 @@ DRAWERS = {}  # category: the function that draws it
 
 
 def draws(
-    *categories: str,  # keys of `KINDS`
+    *categories: str,  # keys of KINDS
 ):
     "Enter a function in `DRAWERS`."
 
@@ -1921,7 +1921,7 @@ class Row:
     description: str
     name: str  # display name
     product: Product
-    dirt: str = ''  # a key of `DIRT`; '' for a clean row
+    dirt: str = ''  # a key of DIRT; '' for a clean row
     original: str = ''  # for a pixel twin: the file to copy
 
     @property
@@ -1958,7 +1958,7 @@ def copy_row(
 def plan_catalogue(
     n: int,  # rows, dirty ones included
     seed: int = 0,  # seed of the catalogue
-) -> list:  # n of `Row`, in the order of data.csv
+) -> list:  # n rows, in the order of data.csv
     "Decide on every row of a catalogue."
     counts, rng = dirt_counts(n), random.Random(f'dirt {seed}')
     repeated = ('duplicate', 'pixel_duplicate', 'same_image', 'near_duplicate')

@@ -15,7 +15,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 from .core import InputError
 from .int8 import Int8Bounds
-from .where import Condition, Index, fits, read_where, with_scores
+from .where import Condition, fits, read_where, with_scores
 
 # %% ../nbs/63_exact.ipynb #283de818
 def top_rows(

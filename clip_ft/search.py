@@ -76,7 +76,7 @@ def _query_text(text: Any) -> str:
 
 def _count(name: str, value: Any, least: int) -> int:
     "A whole number, checked."
-    whole = isinstance(value, Integral) or isinstance(value, float) and value.is_integer()
+    whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
     if isinstance(value, bool) or not whole or value < least:
         raise InputError(f'The argument {name} must be a whole number of at least {least}, not {value}.')
     return int(value)

@@ -25,7 +25,7 @@ from typing import Any
 from .checkpoints import weights_hash
 from .core import InputError
 from .embedding import SHARD, EmbeddedImages, embed_blocks
-from .where import Condition, Index, read_where, with_scores
+from .where import Condition, read_where, with_scores
 
 # %% ../nbs/64_store.ipynb #a44b16bd
 def where_sql(

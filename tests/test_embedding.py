@@ -1,4 +1,4 @@
-"Embedding a catalogue that is killed in between and finished by two processes gives the file that one process gives; so does the store."
+"Embedding that is killed and finished by two processes gives the file that one process gives; so does the store."
 
 import os
 import subprocess
@@ -38,7 +38,8 @@ if what == 'file': e.embed_main(['--root', root, '--device', 'cpu'])
 else:
     paths = Paths(root)
     products = load_split(paths)[0]
-    s.LanceStore(root+'/store').sync(*load_model(paths.best_model, 'cpu'), products, image_folder(catalogue_folder(paths)))
+    model, processor = load_model(paths.best_model, 'cpu')
+    s.LanceStore(root+'/store').sync(model, processor, products, image_folder(catalogue_folder(paths)))
 """
 
 
@@ -145,7 +146,7 @@ def test_processes_give_the_same_vectors(shop, monkeypatch):
 
 def test_a_store_that_is_killed_goes_on(copied_shop):
     root, paths = copied_shop, Paths(copied_shop)
-    products, image_dir = load_split(paths)[0], image_folder(catalogue_folder(paths))
+    products = load_split(paths)[0]
     reader, sizes = LanceStore(root / 'store'), []
 
     def enough():

@@ -1,4 +1,4 @@
-"Odd queries, and models and files that don't belong or mean harm, given to the commands: one clear line, and nothing changes."
+"Odd queries, and models and files that do not match or are hostile: one clear error line, and nothing changes."
 
 import pickle
 import shutil
