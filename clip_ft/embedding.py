@@ -153,7 +153,7 @@ class EmbeddedImages(NamedTuple):
 
 def embed_blocks(
     model: nn.Module | InferenceModel,  # two-tower model
-    processor,  # its processor
+    processor: Any,  # its processor
     image_dir: str | Path,  # folder of the images
     blocks: Iterable[tuple[Sequence[str], Mapping[str, np.ndarray]]],  # image names, and known embeddings by digest
     total: int,  # number of images in all blocks
@@ -213,7 +213,7 @@ def _known(shard: EmbeddedImages | None) -> dict[str, np.ndarray]:
 
 def embed_shards(
     model: nn.Module | InferenceModel,  # two-tower model
-    processor,  # its processor
+    processor: Any,  # its processor
     image_dir: str | Path,  # folder of the images
     names: list[str],  # names of all images
     folder: Path,  # where the shards are stored; images in finished shards are not embedded again
@@ -233,7 +233,7 @@ def embed_shards(
 # %% ../nbs/60_embedding.ipynb #a9ceded8
 def embed_catalogue(
     model: nn.Module,  # two-tower model
-    processor,  # its processor
+    processor: Any,  # its processor
     paths: Paths,  # where preprocess left its tables; the embeddings file is written to its path embeddings
     dtype: DTypeLike = np.float32,  # as for save_embeddings
 ) -> dict:  # as from load_embeddings

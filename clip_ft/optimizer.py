@@ -7,6 +7,7 @@ __all__ = ['lr_at', 'ScheduledAdamW']
 
 # %% ../nbs/36_optimizer.ipynb #c36a0004
 import math
+from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ class ScheduledAdamW:
             else:
                 group['lr'] = lr
 
-    def update(self):
+    def update(self) -> None:
         "Update the weights with the gradients, which are then removed."
         _sum_over_processes([parameter.grad for parameter in self.parameters if parameter.grad is not None])
         self.scaler.unscale_(self.adamw)
@@ -87,7 +88,7 @@ def _sum_over_processes(gradients):
 # %% ../nbs/36_optimizer.ipynb #480e40b3
 @patch
 @contextmanager
-def averaged(self: ScheduledAdamW):
+def averaged(self: ScheduledAdamW) -> Iterator[None]:
     "Inside, the model has the averaged weights, if there is an average."
     self._swap()
     try:

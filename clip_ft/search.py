@@ -41,7 +41,7 @@ EMPTY = 'The query is empty: type a few words, such as "blue jeans", or give an 
 def search_products(
     query: str,  # text to search for
     model: nn.Module,  # model that made the embeddings
-    processor,  # its processor
+    processor: Any,  # its processor
     image_embeddings: np.ndarray,  # float32 [N, D], rows of length 1
     image_names: Iterable[str],  # N image names
     dataframe: pd.DataFrame,  # N products, in the same order
@@ -116,7 +116,7 @@ class Searcher:
     def __init__(
         self,
         model: nn.Module | InferenceModel,  # model that made the embeddings
-        processor,  # its processor
+        processor: Any,  # its processor
         embeddings: dict | Index,  # from load_embeddings, or an index such as a LanceStore
         image_dir: str | Path | None = None,  # folder of the images, for showing them
     ) -> None:

@@ -100,7 +100,7 @@ def prompt(
     searcher: Searcher,  # what to search
     top_k: int = 5,  # number of results
     history: Path | None = None,  # file that keeps earlier queries for the arrow keys
-    **options,  # options of Searcher.search
+    **options: Any,  # options of Searcher.search
 ) -> None:
     "Ask for queries and answer them, until an empty line or the end of the input."
     print(f'{len(searcher):,} products. Type a query; an empty line ends the search.')
@@ -164,7 +164,7 @@ def _check_arguments(args: Namespace, asked: bool) -> None:
     if not asked and (args.save_grid or args.json):
         raise InputError('--save-grid and --json need a query or an image.')
 
-
+# %% ../nbs/66_search_command.ipynb #47134ea8
 @console_script
 def search_main(argv: list[str] | None = None) -> None:
     "clip_ft_search: find products by text, by image, or by both."

@@ -47,6 +47,8 @@ def _condition_sql(column: str, kind: str, wanted: Any) -> str:
 
 # %% ../nbs/64_store.ipynb #71a6d188
 META = b'clip_ft weights hash'  # key in the table's metadata
+
+
 OWN = ('vector', 'digest')  # columns that belong to the store, not to the catalogue
 
 
@@ -56,7 +58,7 @@ class LanceStore:
         self,
         uri: str | Path,  # folder of the store, or an address in object storage such as s3://bucket/folder
         name: str = 'products',  # name of the table
-        **options,  # options of lancedb.connect, such as storage_options
+        **options: Any,  # options of lancedb.connect, such as storage_options
     ) -> None:
         self.uri, self.name = str(uri), name
         every_query = timedelta(0)  # looks for a newer version
@@ -104,7 +106,7 @@ class LanceStore:
         rows = list(range(0, len(self), max(1, -(-len(self) // 2048))))
         return _matrix(self._filled().take_offsets(rows).select(['vector']).to_arrow()['vector'])
 
-
+# %% ../nbs/64_store.ipynb #a36b12bb
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:
     return column.combine_chunks().flatten().to_numpy().astype(np.float32).reshape(len(column), column.type.list_size)
 
@@ -249,7 +251,7 @@ CHANGED = ('added', 'new image', 'new text')  # outcomes of products that are wr
 def update(
     self: LanceStore,
     model: nn.Module,  # model that fills the store
-    processor,  # its processor
+    processor: Any,  # its processor
     products: pd.DataFrame,  # N products: image, display name and any other columns
     image_dir: str | Path,  # folder of the images
     progress: bool = True,  # show images per second and the time left
@@ -274,7 +276,7 @@ def update(
         results.append(block[['image']].assign(outcome=outcome)[outcome != ''])
     return pd.concat(results, ignore_index=True)
 
-
+# %% ../nbs/64_store.ipynb #e716ee21
 @patch
 def _stored(self: LanceStore, image_names: Sequence[str]) -> pd.DataFrame | None:
     "The rows of some products as they are now, by image; None if the store is empty."
@@ -321,7 +323,7 @@ def delete(
 def sync(
     self: LanceStore,
     model: nn.Module,  # model that fills the store
-    processor,  # its processor
+    processor: Any,  # its processor
     products: pd.DataFrame,  # all products that the store is to hold
     image_dir: str | Path,  # folder of the images
     progress: bool = True,  # show images per second and the time left

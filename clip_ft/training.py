@@ -12,16 +12,18 @@ import pandas as pd
 import threading
 import time
 import torch
-import torch.distributed as dist
+from torch import distributed as dist
 from accelerate import PartialState
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from fastcore.basics import patch
 from functools import partial
+from pathlib import Path
+from typing import Any
 from tqdm.auto import tqdm
 from .batches import TrainingBatches
-from .checkpoints import Snapshots, catch_interrupt, load_checkpoint, on_cpu, remove_leftovers
-from .checkpoints import run_fingerprint, save_best
+from .checkpoints import (
+    Snapshots, catch_interrupt, load_checkpoint, on_cpu, remove_leftovers, run_fingerprint, save_best)
 from .core import InputError, Paths
 from .data import image_paths, split_products
 from .dataset import PixelCache, ResizeSpec, to_device
@@ -63,7 +65,7 @@ class TrainConfig:
     save_minutes: float = 5.0    # Minutes between snapshots, besides those after each epoch
     seed: int = 42               # Seed of everything random
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(self, ('epochs', 'lr', 'patience', 'grad_clip', 'hard_negative_size'), lambda x: x > 0, 'above 0')
         _check(self, ('weight_decay', 'micro_batch', 'lora', 'save_minutes'), lambda x: x >= 0, '0 or more')
         _check(self, ('warmup', 'val_size', 'ema'), lambda x: 0 <= x < 1, 'at least 0 and below 1')
@@ -87,7 +89,7 @@ class Trainer:
     "One training run: its model, batches, optimizer, history and snapshots."
     def __init__(self,
         model: torch.nn.Module,      # Two-tower model; trained in place, and a plain model again after close
-        processor,                   # Its processor
+        processor: Any,                   # Its processor
         cache: PixelCache,           # Pixels of the products
         products: pd.DataFrame,      # Training products, val_size of which are set aside for validation
         config: TrainConfig,
@@ -379,10 +381,10 @@ def fit(self: Trainer, fresh: bool=False) -> pd.DataFrame: # History, one row pe
 # %% ../nbs/43_training.ipynb #4204a1f8
 def train(
     model: torch.nn.Module,       # Two-tower model, from load_model or tiny_model; changed in place
-    processor,                    # Its processor
+    processor: Any,                    # Its processor
     train_products: pd.DataFrame, # From split_products: image, full_text, and the columns that duplicates are found by
     test_products: pd.DataFrame,  # Likewise; measured, never used to choose
-    image_dir,                    # Folder of the images
+    image_dir: str | Path,                    # Folder of the images
     paths: Paths,                 # Where the pixel cache, the checkpoints and the history are written
     config: TrainConfig | None=None, # None: the defaults
     fresh: bool=False,            # Start from the beginning even if there is an unfinished run
