@@ -110,27 +110,27 @@ def _trained_on(products, train_products, rows):
 def kagl(
     model: nn.Module | InferenceModel,  # model with two towers
     processor: Any,  # its processor
-    products: pd.DataFrame,  # N products: the whole catalogue, from whole_catalogue
+    products: pd.DataFrame,  # N products, from whole_catalogue
     image_embeds: np.ndarray,  # float32 [N, D], from embed_images
     judgments: dict,  # query -> {product id: gain}, from read_judgments
-    train_products: pd.DataFrame | None = None,  # products that the model was trained on, to detect overlap
-) -> pd.DataFrame:  # per metric: value, low and high (95 % interval), n, and published models where they are comparable
-    "The KAGL benchmark. Raises InputError if none of the right products is in the catalogue."
+    train_products: pd.DataFrame | None = None,  # training products, to detect overlap
+) -> pd.DataFrame:  # per metric: value, low and high (95 % interval), n, published models if comparable
+    "The KAGL benchmark. Raises InputError if no right product is in the catalogue."
     relevant = _relevant_products(products, judgments)
     listed = np.array([len(judged) for judged in judgments.values()])
     are_names = _are_display_names(products, judgments, relevant)
-    gallery = image_embeds if are_names else _mixed(image_embeds, embed_texts(model, processor, products['display name']))
+    names = None if are_names else embed_texts(model, processor, products['display name'])
+    gallery = image_embeds if names is None else _mixed(image_embeds, names)
     ranking = rank_relevant(embed_texts(model, processor, list(judgments)), gallery, relevant)
     table, ranks = _metrics_per_query(ranking, listed, are_names)
     means, queries = table.mean(), np.arange(len(table))
     bounds = interval(bootstrap(table.assign(rank=ranks), queries)[table.columns], means, queries)
     result = pd.DataFrame({'value': means, 'low': bounds['low'], 'high': bounds['high'], 'n': len(table)})
     missing = int((listed - ranking.counts).sum())
-    trained = 0 if train_products is None else _trained_on(products, train_products, np.concatenate(relevant))
     if are_names and len(products) >= MIN_GALLERY and not missing:
         result = result.assign(**{name: pd.Series(metrics) for name, metrics in PUBLISHED.items()})
-    result.attrs = {'names': are_names, 'gallery': len(products), 'right': int(listed.sum()), 'missing': missing,
-                    'trained': trained}
+    trained = 0 if train_products is None else _trained_on(products, train_products, np.concatenate(relevant))
+    result.attrs = dict(names=are_names, gallery=len(products), right=int(listed.sum()), missing=missing, trained=trained)
     return result.rename_axis('metric')
 
 # %% ../nbs/54_kagl.ipynb #c2c05d87

@@ -39,7 +39,6 @@ from .parameters import add_lora, freeze_early_layers, merged_state_dict
 # %% ../nbs/43_training.ipynb #7c1fea7c
 TEXTS = dict(name=2, category=1, sentence=1, full_text=2, attributes=2)     # how often, relative to each other
 SAME_RESULT = ('compile', 'micro_batch', 'save_minutes')     # settings that do not change the result
-
 @dataclass
 class TrainConfig:
     "How to train; the defaults are those of the recipe."
@@ -64,7 +63,6 @@ class TrainConfig:
     compile: bool = True         # Compile and record CUDA graphs on a CUDA device; same result, faster
     save_minutes: float = 5.0    # Minutes between snapshots, besides those after each epoch
     seed: int = 42               # Seed of everything random
-
     def __post_init__(self) -> None:
         _check(self, ('epochs', 'lr', 'patience', 'grad_clip', 'hard_negative_size'), lambda x: x > 0, 'above 0')
         _check(self, ('weight_decay', 'micro_batch', 'lora', 'save_minutes'), lambda x: x >= 0, '0 or more')
