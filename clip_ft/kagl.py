@@ -94,6 +94,11 @@ def _metrics_per_query(ranking, listed, are_names):
     return table.assign(MRR=metrics['mrr@10']), metrics['rank']
 
 
+def _facts(are_names, products, listed, missing, trained):
+    "What kagl_report says about a run."
+    return {'names': are_names, 'gallery': len(products), 'right': int(listed.sum()), 'missing': missing, 'trained': trained}
+
+
 def _mixed(image_embeds, name_embeds):
     "One embedding per product, from its image and its name, of length 1."
     mixed = IMAGE_WEIGHT * image_embeds + NAME_WEIGHT * name_embeds
@@ -130,7 +135,7 @@ def kagl(
     if are_names and len(products) >= MIN_GALLERY and not missing:
         result = result.assign(**{name: pd.Series(metrics) for name, metrics in PUBLISHED.items()})
     trained = 0 if train_products is None else _trained_on(products, train_products, np.concatenate(relevant))
-    result.attrs = dict(names=are_names, gallery=len(products), right=int(listed.sum()), missing=missing, trained=trained)
+    result.attrs = _facts(are_names, products, listed, missing, trained)
     return result.rename_axis('metric')
 
 # %% ../nbs/54_kagl.ipynb #c2c05d87
