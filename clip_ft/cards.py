@@ -14,10 +14,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from IPython.display import HTML
 from markupsafe import Markup
 from pathlib import Path
+from threading import Lock
 from traitlets import Unicode
 from typing import Any
 
@@ -37,7 +37,9 @@ class Thumbnails:
     ) -> None:
         self.image_dir = image_dir
         self.size = size
-        self.cached = lru_cache(keep)(self.make)
+        self.keep = keep
+        self.jpegs: dict[str, bytes | None] = {}
+        self.lock = Lock()
         self.threads = ThreadPoolExecutor(4)
 
     def make(
@@ -57,7 +59,13 @@ class Thumbnails:
         names: Sequence[str], # names of images
     ) -> list: # for each name a JPEG as bytes, or None
         "The thumbnails of some products."
-        return list(self.threads.map(self.cached, names))
+        with self.lock:
+            missing = [name for name in dict.fromkeys(names) if name not in self.jpegs]
+            self.jpegs.update(zip(missing, self.threads.map(self.make, missing)))
+            jpegs = [self.jpegs[name] for name in names]
+            while len(self.jpegs) > self.keep:
+                del self.jpegs[next(iter(self.jpegs))] # the oldest
+        return jpegs
 
 # %% ../nbs/70_cards.ipynb #333b731f
 def value_text(
