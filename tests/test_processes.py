@@ -75,7 +75,7 @@ def test_two_processes_give_what_one_gives(one, again):
     out, err = finish(start(again))
     same(again, one)
     assert out.count('Kept: epoch') == 1 and out.count('epoch 1  train_loss') == 1
-    for bar in ('Epoch 1/3', 'Epoch 3/3', 'Embedding pictures'): assert err.count(f'{bar}:   0%') == 1, bar
+    for bar in ('Epoch 1/3', 'Epoch 3/3', 'Embedding images'): assert err.count(f'{bar}:   0%') == 1, bar
     assert 'Traceback' not in err
     mine, theirs = ({o.relative_to(root).as_posix() for o in (root/'checkpoints').rglob('*')} for root in (again, one))
     assert mine == theirs and not any('/.' in o for o in mine)
