@@ -34,7 +34,7 @@ class ResizeSpec:
     center_crop: bool = True  # True: keep the proportions and crop the center (CLIP); False: squeeze (SigLIP)
     resample: int = Image.Resampling.BICUBIC.value  # Pillow's resampling filter
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.size, int) or self.size <= 0:
             raise InputError(f'The size of an image must be a positive integer, not {self.size!r}.')
 

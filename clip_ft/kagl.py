@@ -96,7 +96,7 @@ def _metrics_per_query(ranking, listed, are_names):
 
 def _facts(are_names, products, listed, missing, trained):
     "What kagl_report says about a run."
-    return {'names': are_names, 'gallery': len(products), 'right': int(listed.sum()), 'missing': missing, 'trained': trained}
+    return dict(names=are_names, gallery=len(products), right=int(listed.sum()), missing=missing, trained=trained)
 
 
 def _mixed(image_embeds, name_embeds):
@@ -113,19 +113,20 @@ def _trained_on(products, train_products, rows):
 
 # %% ../nbs/54_kagl.ipynb #8f4c2d0a
 def kagl(
-    model: nn.Module | InferenceModel,  # model with two towers
+    model: nn.Module | InferenceModel,  # two-tower model
     processor: Any,  # its processor
     products: pd.DataFrame,  # N products, from whole_catalogue
     image_embeds: np.ndarray,  # float32 [N, D], from embed_images
-    judgments: dict,  # query -> {product id: gain}, from read_judgments
+    judgments: dict,  # query -> {product id: gain}
     train_products: pd.DataFrame | None = None,  # training products, to detect overlap
 ) -> pd.DataFrame:  # per metric: value, low and high (95 % interval), n, published models if comparable
     "The KAGL benchmark. Raises InputError if no right product is in the catalogue."
     relevant = _relevant_products(products, judgments)
     listed = np.array([len(judged) for judged in judgments.values()])
     are_names = _are_display_names(products, judgments, relevant)
-    names = None if are_names else embed_texts(model, processor, products['display name'])
-    gallery = image_embeds if names is None else _mixed(image_embeds, names)
+    gallery = image_embeds
+    if not are_names:
+        gallery = _mixed(image_embeds, embed_texts(model, processor, products['display name']))
     ranking = rank_relevant(embed_texts(model, processor, list(judgments)), gallery, relevant)
     table, ranks = _metrics_per_query(ranking, listed, are_names)
     means, queries = table.mean(), np.arange(len(table))
