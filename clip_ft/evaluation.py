@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import nn
 from typing import Any
 from .core import InputError
-from .data import duplicate_groups, image_paths
+from .data import image_paths
 from .dataset import PixelCache
 from .encode import embed_images, embed_texts
 from .fast import InferenceModel
@@ -128,48 +128,45 @@ class Evaluation:
         return self.per_query[queries].drop(columns=['query', 'row', 'right'])
 
 # %% ../nbs/51_evaluation.ipynb #6d1e0a0d
-def _summary(name, metrics, ideal, groups, n_resamples):
-    "Rows of the table of retrieval metrics for one query set."
-    values = pd.Series(mean_metrics(metrics))
-    table = interval(bootstrap(metrics, groups, n_resamples), values, groups).loc[values.index]
-    table = table.assign(queries=name, value=values, best=pd.Series(mean_metrics(ideal)), n=len(metrics))
-    return table.rename_axis('metric').reset_index()[RETRIEVAL]
+def _search(evaluation, name, query_embeds, gallery_embeds, ks, n_resamples):
+    "Search one query set: add its queries and first results to the evaluation, return its rows of the table."
+    queries = evaluation.query_sets[name]
+    ranking = rank_relevant(query_embeds, gallery_embeds, queries.relevant, top_k=10)
+    metrics = query_metrics(ranking, ks)
+    asked = pd.DataFrame({'query': queries.texts, 'row': queries.rows, 'right': ranking.counts})
+    evaluation.per_query[name], evaluation.top_results[name] = asked.join(metrics), ranking.top
+    values, best = (pd.Series(mean_metrics(table)) for table in (metrics, ideal_metrics(queries.relevant, ks)))
+    table = interval(bootstrap(metrics, queries.groups, n_resamples), values, queries.groups).loc[values.index]
+    table = table.assign(queries=name, value=values, best=best, n=len(queries)).rename_axis('metric').reset_index()
+    return table[RETRIEVAL]
 
 
 def evaluate(
-    model: nn.Module | InferenceModel,  # a two-tower model, or an InferenceModel
+    model: nn.Module | InferenceModel,  # a two-tower model
     processor: Any,  # its processor
-    products: pd.DataFrame,  # N products, from split_products
-    image_dir: str | Path | PixelCache,  # folder of their images; or their cache, in the same order
-    batch_size: int = 32,  # number of products that compete in the loss
-    sets: dict[str, QuerySet] | None = None,  # query sets of your own; None: those of query_sets, and the recipe's metrics
-    ks: Sequence[int] = (1, 5, 10),  # numbers of results that a shopper may look at
+    products: pd.DataFrame,  # from split_products
+    image_dir: str | Path | PixelCache,  # folder or cache of their images
+    batch_size: int = 32,  # products that compete in the loss
+    sets: dict[str, QuerySet] | None = None,  # None: query_sets(products), and the recipe's metrics
+    ks: Sequence[int] = (1, 5, 10),  # numbers of results to look at
     n_resamples: int = 1000,  # samples of the bootstrap
 ) -> Evaluation:
-    "Search every query among all products and report the retrieval metrics. Raises InputError without products."
+    "Search every query among all products. Raises InputError without products."
     if not len(products):
         raise InputError('There are no products to evaluate.')
-    products = products.reset_index(drop=True)
+    products, inference = products.reset_index(drop=True), InferenceModel.of(model)
     images = image_dir if isinstance(image_dir, PixelCache) else image_paths(products, image_dir)
-    inference = InferenceModel.of(model)
     image_embeds = embed_images(inference, processor, images)
     text_embeds = cache(lambda texts: embed_texts(inference, processor, texts))
-    evaluation = Evaluation(products, images, query_sets(products) if sets is None else sets)
+    evaluation, tables = Evaluation(products, images, query_sets(products) if sets is None else sets), []
     if sets is None:
-        full_text_embeds = text_embeds(tuple(products['full_text']))
-        groups = duplicate_groups(products)
-        evaluation.recipe = recipe_metrics(inference.full, image_embeds, full_text_embeds, groups, batch_size)
-    tables = []
-    for name, queries in evaluation.query_sets.items():
-        if queries.by_image:
-            query, gallery = image_embeds[queries.rows], text_embeds(tuple(products['display name']))
-        else:
-            query, gallery = text_embeds(tuple(queries.texts)), image_embeds
-        ranking = rank_relevant(query, gallery, queries.relevant, top_k=10)
-        metrics = query_metrics(ranking, ks)
-        asked = pd.DataFrame({'query': queries.texts, 'row': queries.rows, 'right': ranking.counts})
-        evaluation.per_query[name], evaluation.top_results[name] = asked.join(metrics), ranking.top
-        tables.append(_summary(name, metrics, ideal_metrics(queries.relevant, ks), queries.groups, n_resamples))
+        texts = evaluation.query_sets['full text']
+        embeds = text_embeds(tuple(texts.texts))
+        evaluation.recipe = recipe_metrics(inference.full, image_embeds, embeds, texts.groups, batch_size)
+    for name, s in evaluation.query_sets.items():
+        embeds = image_embeds[s.rows] if s.by_image else text_embeds(tuple(s.texts))
+        gallery = text_embeds(tuple(products['display name'])) if s.by_image else image_embeds
+        tables.append(_search(evaluation, name, embeds, gallery, ks, n_resamples))
     if tables:
         evaluation.retrieval = pd.concat(tables, ignore_index=True)
     return evaluation
