@@ -144,7 +144,7 @@ def _search(evaluation, name, query_embeds, gallery_embeds, ks, n_resamples):
 def evaluate(
     model: nn.Module | InferenceModel,  # a two-tower model
     processor: Any,  # its processor
-    products: pd.DataFrame,  # N products, from split_products
+    products: pd.DataFrame,  # from split_products
     image_dir: str | Path | PixelCache,  # folder or cache of their images
     batch_size: int = 32,  # products that compete in the loss
     sets: dict[str, QuerySet] | None = None,  # None: query_sets(products), and the recipe's metrics
