@@ -6,9 +6,11 @@
 __all__ = ['TrainingBatches']
 
 # %% ../nbs/23_batches.ipynb #b1a70004
+import numpy as np
 import pandas as pd
 import torch
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from fastcore.basics import patch
 from .augment import Augment
 from .core import InputError
@@ -20,19 +22,19 @@ from .texts import TextSampler
 class TrainingBatches:
     "Batches of training products, assembled on the device; a batch is a function of rows, seed and step."
     def __init__(self,
-        processor, # Of the model
+        processor: Any, # Of the model
         cache: PixelCache, # Pixels of the products
         products: pd.DataFrame, # N products, from clean_products
         text_weights: dict, # Kind of text -> how often batches show it, relative to the others
         batch_size: int=32, # Products, over all processes
-        rows=None, # int [N]: row of each product in the cache; None: 0 to N-1
-        device='cpu', # Device of the model
+        rows: np.ndarray | None=None, # int [N]: row of each product in the cache; None: 0 to N-1
+        device: str | torch.device='cpu', # Device of the model
         augment: bool=True, # Augment the images
         seed: int=42, # Of everything random
         compile: bool=False, # Compile the augmentation
         rank: int=0, # Number of this process
         world: int=1, # Number of processes
-    ):
+    ) -> None:
         self.share = _share(batch_size, len(products), world) # products of a batch in this process
         self.size = self.share*world # products of a batch
         self.mine = slice(rank*self.share, (rank+1)*self.share)
@@ -48,7 +50,7 @@ class TrainingBatches:
             self.pixels = to_device(cache.pixels, self.device)
             self.texts = texts.result()
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.groups)
 
     def _transform(self, pixels, random_numbers):

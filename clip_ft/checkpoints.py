@@ -23,6 +23,8 @@ from fastcore.basics import patch
 from hashlib import blake2b
 from pathlib import Path
 from pickle import UnpicklingError
+from collections.abc import Callable, Iterator
+from typing import Any
 from .core import InputError, Paths, atomic_write
 from .dataset import PixelCache
 from .model import save_model
@@ -43,8 +45,8 @@ def weights_hash(
 def save_checkpoint(
     path: str | Path,              # File to write, such as best_checkpoint of Paths
     model: torch.nn.Module | dict, # Model or state dict, saved under 'model_state_dict'
-    **extra,                       # Further entries: numbers, strings, tensors, and lists and dicts of them
-):
+    **extra: Any,                       # Further entries: numbers, strings, tensors, and lists and dicts of them
+) -> None:
     "Save weights atomically."
     state = model if isinstance(model, dict) else model.state_dict()
     state = {name: value.detach().cpu() for name, value in state.items()}
@@ -96,10 +98,10 @@ def load_checkpoint(
 def save_best(
     paths: Paths,           # Gives best_checkpoint and best_model
     model: torch.nn.Module, # Model of the architecture; its own weights may be changing meanwhile
-    processor,              # Its processor
+    processor: Any,              # Its processor
     weights: dict,          # State dict to save
     notes: dict,            # Further entries of the checkpoint
-):
+) -> None:
     "Write best_model.pt and best_model/."
     save_checkpoint(paths.best_checkpoint, weights, **notes)
     save_model(paths.best_model, model, processor, weights)
@@ -125,7 +127,7 @@ class Snapshots:
     "The last two snapshots of a run, written by a background thread; each file is complete or absent."
     def __init__(self,
         folder: str | Path, # Where the snapshots are, such as last of Paths
-    ):
+    ) -> None:
         self.folder = Path(folder)
         self.writer = ThreadPoolExecutor(1)
         self.pending: Future = Future()     # the latest write
@@ -141,13 +143,13 @@ class Snapshots:
         "Whether a snapshot is still being written."
         return not self.snapshot.done()
 
-    def submit(self, write, *args):
+    def submit(self, write: Callable, *args: Any) -> None:
         "Queue a write. Raises the error of an earlier write; waits for it unless it is a snapshot."
         if self.pending.done() or self.pending is not self.snapshot:
             self.pending.result()
         self.pending = self.writer.submit(_write_after, self.pending, write, *args)
 
-    def save(self, step: int, state: dict):
+    def save(self, step: int, state: dict) -> None:
         "Queue a snapshot. Snapshots before the last two are removed."
         self.submit(self._write, step, state)
         self.snapshot = self.pending
@@ -158,12 +160,12 @@ class Snapshots:
         for path in self.files()[2:]:
             path.unlink()
 
-    def wait(self):
+    def wait(self) -> None:
         "Wait until everything is written. Raises the error of a write."
         self.pending.result()
 
 
-def _write_after(previous: Future, write, *args):
+def _write_after(previous: Future, write, *args) -> None:
     "Write, unless the write before it failed."
     previous.result()
     write(*args)
@@ -190,7 +192,7 @@ def load(self: Snapshots,
 
 
 @patch
-def clear(self: Snapshots):
+def clear(self: Snapshots) -> None:
     "Remove all snapshots, including partly written ones."
     self.wait()
     for path in [*self.folder.glob('step-*.pt'), *self.folder.glob('.*.pt')]:
@@ -200,7 +202,7 @@ def clear(self: Snapshots):
 
 # %% ../nbs/34_checkpoints.ipynb #6332313d
 def run_fingerprint(
-    config,                 # Dataclass of settings
+    config: Any,            # Dataclass of settings
     model: torch.nn.Module,
     cache: PixelCache,      # Pixels of the products
     products: pd.DataFrame, # Training products
@@ -233,8 +235,8 @@ def load_run(self: Snapshots,
 
 # %% ../nbs/34_checkpoints.ipynb #2bc25b81
 def on_cpu(
-    x, # Tensors, in dicts and lists too
-):     # The same, with copies of the tensors on the CPU
+    x: Any, # Tensors, in dicts and lists too
+) -> Any: # The same, with copies of the tensors on the CPU
     "Copy to the CPU. From a GPU tensors go to pinned memory, which takes a tenth of the time."
     if isinstance(x, torch.Tensor):
         x = x.detach()
@@ -248,7 +250,7 @@ def on_cpu(
 @contextmanager
 def catch_interrupt(
     flag: threading.Event, # Set by Ctrl-C
-):
+) -> Iterator[None]:
     "Inside, the first Ctrl-C sets a flag, a second one raises KeyboardInterrupt. Only in the main thread."
     previous = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or previous in (signal.SIG_IGN, None):
@@ -270,7 +272,7 @@ def catch_interrupt(
 # %% ../nbs/34_checkpoints.ipynb #5f79cc0e
 def remove_leftovers(
     *folders: Path, # Where checkpoints or snapshots are written
-):
+) -> None:
     "Remove temporary files and folders of a killed process."
     for path in [path for folder in folders for path in folder.glob('.*')]:
         if re.fullmatch(r'\.[0-9a-f]{12}\.\w+', path.name):
