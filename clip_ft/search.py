@@ -41,7 +41,7 @@ EMPTY = 'The query is empty: type a few words, such as "blue jeans", or give an 
 def search_products(
     query: str,  # text to search for
     model: nn.Module,  # model that made the embeddings
-    processor,  # its processor
+    processor: Any,  # its processor
     image_embeddings: np.ndarray,  # float32 [N, D], rows of length 1
     image_names: Iterable[str],  # N image names
     dataframe: pd.DataFrame,  # N products, in the same order
@@ -49,7 +49,8 @@ def search_products(
 ) -> pd.DataFrame:  # image, display name, category, clip_score (100 * cosine), then the other columns; best first
     "The products whose images fit a text best; raises `InputError` for an empty query or a bad top_k."
     text, top_k, names = _query_text(query), _count('top_k', top_k, 1), np.asarray(image_names)
-    if not text: raise InputError(EMPTY)
+    if not text:
+        raise InputError(EMPTY)
     if not len(image_embeddings) == len(names) == len(dataframe):
         counts = f'{len(image_embeddings)} embeddings, {len(names)} names and {len(dataframe)} products'
         raise InputError(f'{counts} do not belong together: there must be one of each per product.')
@@ -66,14 +67,16 @@ def search_products(
 
 def _query_text(text: Any) -> str:
     "A query without surrounding spaces; empty for None."
-    if text is None: return ''
-    if not isinstance(text, str): raise InputError(f'A query must be a text, not {type(text).__name__}.')
+    if text is None:
+        return ''
+    if not isinstance(text, str):
+        raise InputError(f'A query must be a text, not {type(text).__name__}.')
     return text.strip()
 
 
 def _count(name: str, value: Any, least: int) -> int:
     "A whole number, checked."
-    whole = isinstance(value, Integral) or isinstance(value, float) and value.is_integer()
+    whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
     if isinstance(value, bool) or not whole or value < least:
         raise InputError(f'The argument {name} must be a whole number of at least {least}, not {value}.')
     return int(value)
@@ -87,9 +90,11 @@ def distinct_mask(
     "Which results to show when near-identical ones are collapsed."
     shown = np.zeros((len(vectors) + 1, vectors.shape[1]), np.float32)
     count, mask = 0, np.zeros(len(vectors), bool)
-    if seen is not None: shown[0], count = seen, 1
+    if seen is not None:
+        shown[0], count = seen, 1
     for row, vector in enumerate(vectors):
-        if count and (shown[:count] @ vector).max() >= same: continue
+        if count and (shown[:count] @ vector).max() >= same:
+            continue
         shown[count], mask[row] = vector, True
         count += 1
     return mask
@@ -99,7 +104,8 @@ def median_neighbour_distance(
     vectors: np.ndarray,  # float32 [N, D], rows of length 1; a few thousand
 ) -> float:  # 1 - cosine
     "Median distance from an image to its nearest neighbour."
-    if len(vectors) < 2: return 0.
+    if len(vectors) < 2:
+        return 0.
     cosines = vectors @ vectors.T
     np.fill_diagonal(cosines, -1)
     return float(1 - np.median(cosines.max(axis=1)))
@@ -110,10 +116,10 @@ class Searcher:
     def __init__(
         self,
         model: nn.Module | InferenceModel,  # model that made the embeddings
-        processor,  # its processor
+        processor: Any,  # its processor
         embeddings: dict | Index,  # from load_embeddings, or an index such as a LanceStore
         image_dir: str | Path | None = None,  # folder of the images, for showing them
-    ):
+    ) -> None:
         self.inference, self.processor, self.image_dir = InferenceModel.of(model), processor, image_dir
         self.model = self.inference.full
         self.index: Index = ExactIndex(embeddings) if isinstance(embeddings, dict) else embeddings
@@ -160,12 +166,17 @@ def _query_vector(
     if not isinstance(image_weight, (int, float, np.number)) or not 0 <= image_weight <= 1:
         raise InputError(f'The argument image_weight must be a number from 0 to 1, not {image_weight}.')
     pictured = self._image_vector(image, like)
-    if not text and pictured is None: raise InputError(EMPTY)
+    if not text and pictured is None:
+        raise InputError(EMPTY)
     parts = []
-    if text: parts.append((self.embed_query(text), 1 if pictured is None else 1 - image_weight))
-    if pictured is not None: parts.append((pictured, image_weight if text else 1))
-    if unwanted: parts.append((self.embed_query(unwanted), -WITHOUT))
-    if len(parts) == 1: return parts[0][0]
+    if text:
+        parts.append((self.embed_query(text), 1 if pictured is None else 1 - image_weight))
+    if pictured is not None:
+        parts.append((pictured, image_weight if text else 1))
+    if unwanted:
+        parts.append((self.embed_query(unwanted), -WITHOUT))
+    if len(parts) == 1:
+        return parts[0][0]
     combined = np.sum([weight * vector / self._spread(vector) for vector, weight in parts], axis=0)
     return (combined / max(np.linalg.norm(combined), 1e-9)).astype(np.float32)
 
@@ -173,9 +184,12 @@ def _query_vector(
 @patch
 def _image_vector(self: Searcher, image: Any, like: str | None) -> np.ndarray | None:
     "Embedding of a given image or of one of the catalogue."
-    if image is not None and like is not None: raise InputError('Give either image or like, not both.')
-    if like is not None: return self.index.vectors([like])[0]
-    if image is None: return None
+    if image is not None and like is not None:
+        raise InputError('Give either image or like, not both.')
+    if like is not None:
+        return self.index.vectors([like])[0]
+    if image is None:
+        return None
     file = io.BytesIO(image) if isinstance(image, (bytes, bytearray)) else image
     return embed_images(self.inference, self.processor, [open_image(file)], progress=False)[0]
 
@@ -196,13 +210,16 @@ def _select(
     "The best products without the one asked about and, to collapse, without near-identical ones."
     depth = count + 1
     while True:
-        if hybrid: found = self._fuse(vector, hybrid, depth, where)
-        else: found = self.index.nearest(vector[None], depth, where)[0]
+        if hybrid:
+            found = self._fuse(vector, hybrid, depth, where)
+        else:
+            found = self.index.nearest(vector[None], depth, where)[0]
         kept = found[found['image'] != like]
         if collapse:
             seen = self.index.vectors([like])[0] if like else None
             kept = kept[distinct_mask(self.index.vectors(kept['image']), self.same, seen)]
-        if len(kept) >= count or len(found) < depth: return kept[:count]
+        if len(kept) >= count or len(found) < depth:
+            return kept[:count]
         depth *= 2
 
 
@@ -240,7 +257,8 @@ def search(
     top_k, offset = _count('top_k', top_k, 1), _count('offset', offset, 0)
     vector = self._query_vector(query, image, like, image_weight, without)
     text = _query_text(query) if hybrid else ''
-    if hybrid and not text: raise InputError('A hybrid search needs words: type a query.')
+    if hybrid and not text:
+        raise InputError('A hybrid search needs words: type a query.')
     if like is None and not collapse and not hybrid:
         return _ranked(self.index.nearest(vector[None], top_k, where, offset)[0], offset)
     return _ranked(self._select(vector, top_k + offset, where, like, collapse, text).iloc[offset:], offset)
@@ -255,9 +273,11 @@ def search_many(
 ) -> list[pd.DataFrame]:  # one per query, as from search
     "Many searches by text at once: one pass through the model, one matrix product."
     texts = [_query_text(query) for query in queries]
-    if not all(texts): raise InputError(f'Query {texts.index("") + 1} of {len(texts)} is empty.')
+    if not all(texts):
+        raise InputError(f'Query {texts.index("") + 1} of {len(texts)} is empty.')
     top_k = _count('top_k', top_k, 1)
-    if not texts: return []
+    if not texts:
+        return []
     vectors = embed_texts(self.inference, self.processor, texts)
     return [_ranked(found) for found in self.index.nearest(vectors, top_k, where)]
 
@@ -282,17 +302,22 @@ def plot_results(
     rows = max(1, -(-len(results) // columns))
     fig = new_figure(figsize=(1.9 * columns, 2.35 * rows + .3 * bool(title)), layout='constrained')
     axes = fig.subplots(rows, columns, squeeze=False).ravel()
-    for ax in axes: ax.axis('off')
-    for ax, product in zip(axes, results.to_dict('records')): _show_product(ax, product, image_dir)
-    if title: fig.suptitle(_literal(title)[:90], fontsize=11)
+    for ax in axes:
+        ax.axis('off')
+    for ax, product in zip(axes, results.to_dict('records')):
+        _show_product(ax, product, image_dir)
+    if title:
+        fig.suptitle(_literal(title)[:90], fontsize=11)
     return fig
 
 
 def _show_product(ax: Axes, product: dict, image_dir: str | Path) -> None:
     try:
-        if image_problem(image_dir, product['image']): raise InputError('not a file inside the folder')
+        if image_problem(image_dir, product['image']):
+            raise InputError('not a file inside the folder')
         ax.imshow(open_image(Path(image_dir)/product['image'], size=224))
-    except InputError: ax.text(.5, .5, 'image\nmissing', ha='center', va='center', transform=ax.transAxes)
+    except InputError:
+        ax.text(.5, .5, 'image\nmissing', ha='center', va='center', transform=ax.transAxes)
     name = textwrap.wrap(_literal(product.get('display name', '')), 25, max_lines=2, placeholder=' …')
     padding = [''] * (2 - len(name))  # images line up whatever the length of the names
     ax.set_title('\n'.join([f"{product['clip_score']:.1f}", *name, *padding]), fontsize=8, linespacing=1.2)

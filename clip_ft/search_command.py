@@ -36,7 +36,8 @@ def _text_width(text: str) -> int:
 def _fit(text: str, width: int, right: bool = False) -> str:
     "Text in exactly this many columns of a terminal."
     if _text_width(text) > width:
-        while _text_width(text) >= width: text = text[:-1]
+        while _text_width(text) >= width:
+            text = text[:-1]
         text += '…'
     padding = ' ' * (width - _text_width(text))
     return padding + text if right else text + padding
@@ -47,7 +48,8 @@ def results_table(
     width: int = 80,  # columns of the terminal
 ) -> str:
     "Results as text."
-    if not len(results): return 'No product matches.'
+    if not len(results):
+        return 'No product matches.'
     cells = {column: [column, *map(_printable, results[column])]
              for column in ('rank', 'clip_score', 'display name', 'category', 'image') if column in results}
     cells['clip_score'] = ['score', *(f'{score:.2f}' for score in results['clip_score'])]
@@ -82,10 +84,14 @@ def _add_condition(text: str, operator: str, value: str, earlier: Any) -> Any:
     combines = operator != '~' and isinstance(earlier, kind)
     if earlier is not None and not combines:
         raise InputError(f'The condition --where {text!r} does not combine with an earlier one on the same column.')
-    if operator == '~': return Contains(value)
-    if operator == '=': return [*(earlier or []), value]
-    try: number = float(value)
-    except ValueError: raise InputError(f'The condition --where {text!r} fails: {value!r} is not a number.') from None
+    if operator == '~':
+        return Contains(value)
+    if operator == '=':
+        return [*(earlier or []), value]
+    try:
+        number = float(value)
+    except ValueError:
+        raise InputError(f'The condition --where {text!r} fails: {value!r} is not a number.') from None
     low, high = earlier or (None, None)
     return (number, high) if operator == '>=' else (low, number)
 
@@ -94,27 +100,35 @@ def prompt(
     searcher: Searcher,  # what to search
     top_k: int = 5,  # number of results
     history: Path | None = None,  # file that keeps earlier queries for the arrow keys
-    **options,  # options of Searcher.search
+    **options: Any,  # options of Searcher.search
 ) -> None:
     "Ask for queries and answer them, until an empty line or the end of the input."
     print(f'{len(searcher):,} products. Type a query; an empty line ends the search.')
     line_editor = _line_editor(history)
     while True:
-        try: query = input('search> ')
-        except EOFError: break
-        if not query.strip(): break
-        try: print(results_table(searcher.search(query, top_k, **options)), '\n')
-        except InputError as error: print(error)
-    if line_editor: line_editor.write_history_file(history)
+        try:
+            query = input('search> ')
+        except EOFError:
+            break
+        if not query.strip():
+            break
+        try:
+            print(results_table(searcher.search(query, top_k, **options)), '\n')
+        except InputError as error:
+            print(error)
+    if line_editor:
+        line_editor.write_history_file(history)
     print()
 
 
 def _line_editor(history: Path | None) -> ModuleType | None:
     "The module readline with the earlier queries; None if the input is not a terminal."
-    if history is None or not sys.stdin.isatty(): return None
+    if history is None or not sys.stdin.isatty():
+        return None
     with suppress(ImportError):  # Windows has no readline
         import readline
-        with suppress(OSError): readline.read_history_file(history)
+        with suppress(OSError):
+            readline.read_history_file(history)
         readline.set_history_length(500)
         return readline
     return None
@@ -143,11 +157,14 @@ def _search_parser() -> ArgumentParser:
 
 
 def _check_arguments(args: Namespace, asked: bool) -> None:
-    if args.top_k < 1: raise InputError(f'--top-k must be at least 1, not {args.top_k}.')
-    if args.query is not None and not args.query.strip(): raise InputError(EMPTY)
-    if not asked and (args.save_grid or args.json): raise InputError('--save-grid and --json need a query or an image.')
+    if args.top_k < 1:
+        raise InputError(f'--top-k must be at least 1, not {args.top_k}.')
+    if args.query is not None and not args.query.strip():
+        raise InputError(EMPTY)
+    if not asked and (args.save_grid or args.json):
+        raise InputError('--save-grid and --json need a query or an image.')
 
-
+# %% ../nbs/66_search_command.ipynb #47134ea8
 @console_script
 def search_main(argv: list[str] | None = None) -> None:
     "clip_ft_search: find products by text, by image, or by both."
@@ -162,14 +179,19 @@ def search_main(argv: list[str] | None = None) -> None:
     image_dir = image_folder(catalogue_folder(paths), data['dataframe'])
     model, processor = load_model(args.model or paths.best_model, args.device)
     searcher = Searcher(model, processor, data, image_dir)
-    if not asked: return prompt(searcher, args.top_k, paths.root/'.search_history', **options)
+    if not asked:
+        return prompt(searcher, args.top_k, paths.root/'.search_history', **options)
     results = searcher.search(args.query or '', args.top_k, image=args.image, like=args.like, **options)
-    if args.json: print(results.to_json(orient='records', force_ascii=False, indent=1))
-    else: print(f'{results_table(results)}\n\nThe images are in {image_dir}')
-    if args.save_grid: _save_grid(results, image_dir, args)
+    if args.json:
+        print(results.to_json(orient='records', force_ascii=False, indent=1))
+    else:
+        print(f'{results_table(results)}\n\nThe images are in {image_dir}')
+    if args.save_grid:
+        _save_grid(results, image_dir, args)
 
 
 def _save_grid(results: pd.DataFrame, image_dir: Path, args: Namespace) -> None:
     figure = plot_results(results, image_dir, args.query or 'like the image')
-    with atomic_write(args.save_grid) as temporary: figure.savefig(temporary, dpi=100, format='png')
+    with atomic_write(args.save_grid) as temporary:
+        figure.savefig(temporary, dpi=100, format='png')
     print(f'Saved the images of the results: {args.save_grid}', file=sys.stderr if args.json else sys.stdout)
