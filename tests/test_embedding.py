@@ -149,7 +149,7 @@ def test_processes_give_the_same_vectors(shop, monkeypatch):
     image_dir = image_folder(catalogue_folder(paths))
     names = load_embeddings(paths.embeddings)['image_names'].tolist()
     model, processor = load_model(paths.best_model, 'cpu')
-    blocks = [names[:20] + ['nothing.jpg'], names[20:50]]
+    blocks = [[*names[:20], 'nothing.jpg'], names[20:50]]
     monkeypatch.setattr(os, 'sched_getaffinity', lambda _: range(4))
 
     def embed(known):
