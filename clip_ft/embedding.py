@@ -140,7 +140,7 @@ def read_image(
         return '', None, f'image cannot be read: {error.strerror}'
 
 
-def _read_chunk(names: list[str], image_dir, resize: ResizeSpec, known: Collection[str]) -> list[tuple]:
+def _read_chunk(names: list[str], image_dir: str | Path, resize: ResizeSpec, known: Collection[str]) -> list[tuple]:
     return [read_image(image_dir, name, resize, known) for name in names]
 
 # %% ../nbs/60_embedding.ipynb #3045efd1
@@ -176,7 +176,7 @@ def embed_blocks(
 
 
 def _embed_block(
-    model: InferenceModel, processor, images: list[tuple], known: Mapping[str, np.ndarray]
+    model: InferenceModel, processor: Any, images: list[tuple], known: Mapping[str, np.ndarray]
 ) -> EmbeddedImages:
     "Embed the images of a block that have been decoded, and look up the others."
     digests, pixels, problems = zip(*images)

@@ -164,24 +164,24 @@ def pickled_names(path, arrays, bomb):
     np.savez(path, **arrays | {'image_names': np.array([bomb]*len(arrays['embeddings']), dtype=object)})
 
 
-def zip_bomb(path, arrays, bomb):
+def zip_bomb(path, arrays, _bomb):
     np.savez_compressed(path, **arrays | {'embeddings': np.zeros((20_000_000, 1), np.float32)})
 
 
-def cut_in_half(path, arrays, bomb):
+def cut_in_half(path, _arrays, _bomb):
     path.write_bytes(path.read_bytes()[:5000])
 
 
-def larger_shape(path, arrays, bomb):
+def larger_shape(path, _arrays, _bomb):
     path.write_bytes(path.read_bytes().replace(b"'shape': (", b"'shape': (9", 1))
 
 
-def huge_shape(path, arrays, bomb):
+def huge_shape(path, arrays, _bomb):
     "A header that promises far more than there is, in an intact archive."
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     count, dimension = arrays['embeddings'].shape
-    shape = f"({count}, {dimension})".encode()
+    shape = f'({count}, {dimension})'.encode()
     promised = b'(999999999999, 99999)'
     header = members['embeddings.npy']
     start = header.index(shape)
@@ -195,9 +195,9 @@ def huge_shape(path, arrays, bomb):
 
 @pytest.mark.parametrize('spoil', [
     pickled_names, zip_bomb, cut_in_half, larger_shape, huge_shape,
-    lambda path, arrays, bomb: path.write_text('hello'),
-    lambda path, arrays, bomb: path.write_bytes(b''),
-    lambda path, arrays, bomb: np.savez(path, vectors=np.eye(3)),
+    lambda path, _arrays, _bomb: path.write_text('hello'),
+    lambda path, _arrays, _bomb: path.write_bytes(b''),
+    lambda path, _arrays, _bomb: np.savez(path, vectors=np.eye(3)),
 ], ids=['pickled names', 'zip bomb', 'half', 'larger shape', 'huge shape', 'text', 'empty', 'foreign'])
 def test_bad_embeddings_files_are_refused(copied_shop, run, tmp_path, spoil):
     path = Paths(copied_shop).embeddings
