@@ -32,7 +32,7 @@ class TrainingBatches:
         compile: bool=False, # Compile the augmentation
         rank: int=0, # Number of this process
         world: int=1, # Number of processes
-    ):
+    ) -> None:
         self.share = _share(batch_size, len(products), world) # products of a batch in this process
         self.size = self.share*world # products of a batch
         self.mine = slice(rank*self.share, (rank+1)*self.share)

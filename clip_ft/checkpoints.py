@@ -44,7 +44,7 @@ def save_checkpoint(
     path: str | Path,              # File to write, such as best_checkpoint of Paths
     model: torch.nn.Module | dict, # Model or state dict, saved under 'model_state_dict'
     **extra,                       # Further entries: numbers, strings, tensors, and lists and dicts of them
-):
+) -> None:
     "Save weights atomically."
     state = model if isinstance(model, dict) else model.state_dict()
     state = {name: value.detach().cpu() for name, value in state.items()}
@@ -99,7 +99,7 @@ def save_best(
     processor,              # Its processor
     weights: dict,          # State dict to save
     notes: dict,            # Further entries of the checkpoint
-):
+) -> None:
     "Write best_model.pt and best_model/."
     save_checkpoint(paths.best_checkpoint, weights, **notes)
     save_model(paths.best_model, model, processor, weights)
@@ -125,7 +125,7 @@ class Snapshots:
     "The last two snapshots of a run, written by a background thread; each file is complete or absent."
     def __init__(self,
         folder: str | Path, # Where the snapshots are, such as last of Paths
-    ):
+    ) -> None:
         self.folder = Path(folder)
         self.writer = ThreadPoolExecutor(1)
         self.pending: Future = Future()     # the latest write
@@ -147,7 +147,7 @@ class Snapshots:
             self.pending.result()
         self.pending = self.writer.submit(_write_after, self.pending, write, *args)
 
-    def save(self, step: int, state: dict):
+    def save(self, step: int, state: dict) -> None:
         "Queue a snapshot. Snapshots before the last two are removed."
         self.submit(self._write, step, state)
         self.snapshot = self.pending
@@ -163,7 +163,7 @@ class Snapshots:
         self.pending.result()
 
 
-def _write_after(previous: Future, write, *args):
+def _write_after(previous: Future, write, *args) -> None:
     "Write, unless the write before it failed."
     previous.result()
     write(*args)
@@ -190,7 +190,7 @@ def load(self: Snapshots,
 
 
 @patch
-def clear(self: Snapshots):
+def clear(self: Snapshots) -> None:
     "Remove all snapshots, including partly written ones."
     self.wait()
     for path in [*self.folder.glob('step-*.pt'), *self.folder.glob('.*.pt')]:

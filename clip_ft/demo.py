@@ -11,6 +11,7 @@ __all__ = ['COLOURS', 'ACCENTS', 'CREAM', 'STEEL', 'GOLD', 'DARK', 'PATTERNS', '
 import csv
 import os
 import random
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -113,16 +114,16 @@ KINDS = {
 class Product:
     "The attributes of one article, and which photo of it is shown."
 
-    category: str  # a key of `KINDS`
+    category: str  # a key of KINDS
     gender: str  # Men, Women or Unisex
-    colour: str  # a key of `COLOURS`
-    pattern: str  # one of `PATTERNS`
+    colour: str  # a key of COLOURS
+    pattern: str  # one of PATTERNS
     details: tuple  # an option of each group in the type's details
     season: str  # Spring, Summer, Autumn or Winter
     photo: int = 0  # seed of all that the text doesn't tell
 
     @property
-    def name(self):
+    def name(self) -> str:
         "The display name: everything in it is visible in the image."
         kind = KINDS[self.category]
         words = [f"{self.gender}'s"] if len(kind.genders) > 1 else []
@@ -223,7 +224,7 @@ def flower(
 def cloth(
     colour: tuple,  # red, green, blue
     accent: tuple,  # the pattern's colour
-    pattern: str,  # one of `PATTERNS`, or 'denim'
+    pattern: str,  # one of PATTERNS, or 'denim'
     side: int,  # pixels
     rng: random.Random,  # decides where the pattern begins
 ) -> Image.Image:  # RGB, side x side
@@ -302,7 +303,7 @@ class Pen:
         self.centre = np.array([0.5 + shift[0], 0.5 + shift[1]], dtype=np.float32) - self.spin[1] * np.float32(0.5)
         self.zoom = zoom
 
-    def place(self, points, closed, side=1):
+    def place(self, points: list, closed: bool, side: int = 1) -> np.ndarray:
         "The curve through the points, on the canvas, in shares of its side."
         path = curve(tuple(points), closed)
         return path[:, :1] * (side * self.spin[0]) + path[:, 1:] * self.spin[1] + self.centre
@@ -501,8 +502,8 @@ DRAWERS = {}  # category: the function that draws it
 
 
 def draws(
-    *categories: str,  # keys of `KINDS`
-):
+    *categories: str,  # keys of KINDS
+) -> Callable:  # decorator
     "Enter a function in `DRAWERS`."
 
     def enter(function):
@@ -1921,11 +1922,11 @@ class Row:
     description: str
     name: str  # display name
     product: Product
-    dirt: str = ''  # a key of `DIRT`; '' for a clean row
+    dirt: str = ''  # a key of DIRT; '' for a clean row
     original: str = ''  # for a pixel twin: the file to copy
 
     @property
-    def cells(self):
+    def cells(self) -> tuple:
         "The values of data.csv."
         p = self.product
         return self.image, self.description, self.name, p.category, p.gender, p.colour, p.pattern, p.season
@@ -1958,7 +1959,7 @@ def copy_row(
 def plan_catalogue(
     n: int,  # rows, dirty ones included
     seed: int = 0,  # seed of the catalogue
-) -> list:  # n of `Row`, in the order of data.csv
+) -> list:  # n rows, in the order of data.csv
     "Decide on every row of a catalogue."
     counts, rng = dirt_counts(n), random.Random(f'dirt {seed}')
     repeated = ('duplicate', 'pixel_duplicate', 'same_image', 'near_duplicate')
@@ -1990,13 +1991,15 @@ def write_image(
     row: Row,  # whose image to write
     folder: Path,  # where
     size: int,  # side in pixels
-):
+) -> None:
     "Draw and save the image of a row, with its dirt."
     path = folder / row.image
     if row.dirt == 'missing':
-        return path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        return
     if row.dirt == 'text_file':
-        return path.write_text('<html><head><title>404 Not Found</title></head></html>\n')
+        path.write_text('<html><head><title>404 Not Found</title></head></html>\n')
+        return
     image = draw_product(row.product, size)
     if row.dirt == 'grey':
         image = image.convert('L')

@@ -64,7 +64,7 @@ class History:
         paths: Paths | None=None,   # The history is written to history_csv and history_png; None: nowhere
         live: bool | None=None,     # True: update an output of the notebook, False: print; None: as it fits
         plot_seconds: float=20.0,   # If not live: seconds between plots
-    ):
+    ) -> None:
         self.monitor, self.patience, self.paths, self.plot_seconds = monitor, patience, paths, plot_seconds
         self.live = IN_NOTEBOOK if live is None else live
         self.records: list[dict] = []
@@ -91,7 +91,7 @@ class History:
             return False
         return self.records[-1]['epoch']-self.best['epoch'] >= self.patience
 
-    def add(self, record: dict):
+    def add(self, record: dict) -> None:
         "Add a record, write the history and show it."
         if self.improves(record):
             self.best = record
@@ -100,7 +100,7 @@ class History:
 
 # %% ../nbs/42_history.ipynb #780006e8
 @patch
-def _save(self: History):
+def _save(self: History) -> None:
     "Write the table, print the last record if not live, and draw the curves if it is time."
     self.outdated = True
     if not self.live:
@@ -113,7 +113,7 @@ def _save(self: History):
 
 
 @patch
-def plot(self: History):
+def plot(self: History) -> None:
     "Write the curves unless they are up to date; if live, show them with the table."
     if not self.outdated or not self.paths:
         return
@@ -127,7 +127,7 @@ def plot(self: History):
 
 
 @patch
-def _show(self: History, table, figure):
+def _show(self: History, table, figure) -> None:
     "Show table and curves in a notebook, in place of the previous ones."
     from IPython.display import HTML, display
     buffer = BytesIO()

@@ -94,6 +94,12 @@ def _metrics_per_query(ranking, listed, are_names):
     return table.assign(MRR=metrics['mrr@10']), metrics['rank']
 
 
+def _mixed(image_embeds, name_embeds):
+    "One embedding per product, from its image and its name, of length 1."
+    mixed = IMAGE_WEIGHT * image_embeds + NAME_WEIGHT * name_embeds
+    return mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
+
+
 def _trained_on(products, train_products, rows):
     "How many of these products are in the training set, or are duplicates of products that are."
     groups = duplicate_groups(products)
@@ -113,10 +119,7 @@ def kagl(
     relevant = _relevant_products(products, judgments)
     listed = np.array([len(judged) for judged in judgments.values()])
     are_names = _are_display_names(products, judgments, relevant)
-    gallery = image_embeds
-    if not are_names:
-        gallery = IMAGE_WEIGHT * image_embeds + NAME_WEIGHT * embed_texts(model, processor, products['display name'])
-        gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
+    gallery = image_embeds if are_names else _mixed(image_embeds, embed_texts(model, processor, products['display name']))
     ranking = rank_relevant(embed_texts(model, processor, list(judgments)), gallery, relevant)
     table, ranks = _metrics_per_query(ranking, listed, are_names)
     means, queries = table.mean(), np.arange(len(table))
@@ -124,8 +127,7 @@ def kagl(
     result = pd.DataFrame({'value': means, 'low': bounds['low'], 'high': bounds['high'], 'n': len(table)})
     missing = int((listed - ranking.counts).sum())
     trained = 0 if train_products is None else _trained_on(products, train_products, np.concatenate(relevant))
-    comparable = are_names and len(products) >= MIN_GALLERY and not missing
-    if comparable:
+    if are_names and len(products) >= MIN_GALLERY and not missing:
         result = result.assign(**{name: pd.Series(metrics) for name, metrics in PUBLISHED.items()})
     result.attrs = {'names': are_names, 'gallery': len(products), 'right': int(listed.sum()), 'missing': missing,
                     'trained': trained}

@@ -7,6 +7,7 @@ __all__ = ['lr_at', 'ScheduledAdamW']
 
 # %% ../nbs/36_optimizer.ipynb #c36a0004
 import math
+from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ class ScheduledAdamW:
         ema: float=0.0,            # Decay per step of the moving average; 0: no average
         scale_loss: bool=False,    # For gradients in float16: use a gradient scaler
         capturable: bool=False,    # For CUDA graphs
-    ):
+    ) -> None:
         self.model, self.steps, self.warmup, self.grad_clip, self.ema = model, steps, warmup, grad_clip, ema
         self.device, self.capturable = model_device(model), capturable
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -54,7 +55,7 @@ class ScheduledAdamW:
         self.adamw = torch.optim.AdamW(groups, fused=self.device.type in ('cuda', 'cpu'), capturable=capturable)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scale_loss)
 
-    def set_step(self, step: int):
+    def set_step(self, step: int) -> None:
         "Set the learning rates of a step."
         for group in self.adamw.param_groups:
             lr = lr_at(step, self.steps, group['peak_lr'], self.warmup)
@@ -63,7 +64,7 @@ class ScheduledAdamW:
             else:
                 group['lr'] = lr
 
-    def update(self):
+    def update(self) -> None:
         "Update the weights with the gradients, which are then removed."
         _sum_over_processes([parameter.grad for parameter in self.parameters if parameter.grad is not None])
         self.scaler.unscale_(self.adamw)
@@ -87,7 +88,7 @@ def _sum_over_processes(gradients):
 # %% ../nbs/36_optimizer.ipynb #480e40b3
 @patch
 @contextmanager
-def averaged(self: ScheduledAdamW):
+def averaged(self: ScheduledAdamW) -> Iterator[None]:
     "Inside, the model has the averaged weights, if there is an average."
     self._swap()
     try:
@@ -98,7 +99,7 @@ def averaged(self: ScheduledAdamW):
 
 @patch
 @torch.no_grad()
-def _swap(self: ScheduledAdamW):
+def _swap(self: ScheduledAdamW) -> None:
     for parameter, average in zip(self.parameters, self.average):
         trained = parameter.clone()
         parameter.copy_(average)
@@ -112,7 +113,7 @@ def state_dict(self: ScheduledAdamW) -> dict:
 
 
 @patch
-def load_state_dict(self: ScheduledAdamW, state: dict):
+def load_state_dict(self: ScheduledAdamW, state: dict) -> None:
     "Go back to a state."
     rates = [group['lr'] for group in self.adamw.param_groups]
     self.adamw.load_state_dict(state['adamw'])

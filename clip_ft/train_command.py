@@ -12,6 +12,8 @@ from accelerate import PartialState
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError
 from dataclasses import fields
 from datetime import timedelta
+from collections.abc import Iterable
+from typing import Any
 from fastcore.docments import docments
 from .core import Paths, command_parser, console_script
 from .data import catalogue_folder, image_folder, load_split, preprocess
@@ -23,7 +25,7 @@ from .training import TrainConfig, train
 
 # %% ../nbs/44_train_command.ipynb #a22e8521
 def demo_config(
-    **changes, # Settings that differ
+    **changes: Any, # Settings that differ
 ) -> TrainConfig:
     "Settings with which the tiny CLIP learns the demo catalogue in about two minutes on two cores."
     texts = dict(name=1, full_text=1, attributes=2)
@@ -32,10 +34,10 @@ def demo_config(
 
 # %% ../nbs/44_train_command.ipynb #391b2ba6
 def open_model(
-    name,        # Name on the hub, folder, or 'tiny'
-    texts,       # Texts of the training products; the tiny model learns its tokenizer from them
-    device=None, # None: the fastest device of this machine
-): # Model and processor
+    name: str, # Name on the hub, folder, or 'tiny'
+    texts: Iterable[str], # Texts of the training products; the tiny model learns its tokenizer from them
+    device: str | torch.device | None=None, # None: the fastest device of this machine
+) -> tuple[Any, Any]: # Model and processor
     "Load a model; the name 'tiny' makes a new tiny_model."
     if name != 'tiny':
         return load_model(name, device)
@@ -45,7 +47,7 @@ def open_model(
 
 def demo_run(
     paths: Paths, # Where the demo is; what exists is reused
-): # Model and processor
+) -> tuple[Any, Any]: # Model and processor
     "Everything up to a trained tiny CLIP."
     folder = get_data('demo', paths)
     if not paths.best_model.is_dir() or paths.last.exists():
@@ -64,7 +66,7 @@ def _weight(text):
         raise ArgumentTypeError(f'must be KIND=WEIGHT, such as name=2, not {text}') from None
 
 
-def _add_settings(parser: ArgumentParser):
+def _add_settings(parser: ArgumentParser) -> None:
     "Add an option for each field of TrainConfig; it is only set if it is given."
     helps, defaults = docments(TrainConfig), TrainConfig()
     for setting in fields(TrainConfig):
@@ -102,7 +104,7 @@ def _config(args) -> TrainConfig:
     return demo_config(**given) if args.demo else TrainConfig(**given)
 
 # %% ../nbs/44_train_command.ipynb #d61097d5
-def _report(history: pd.DataFrame, paths: Paths, config: TrainConfig):
+def _report(history: pd.DataFrame, paths: Paths, config: TrainConfig) -> None:
     "Print the result of a run."
     shown = main_columns(history)
     shown.columns = [name.replace('batch_accuracy', 'acc').replace('clip_score', 'score') for name in shown]
@@ -115,7 +117,7 @@ def _report(history: pd.DataFrame, paths: Paths, config: TrainConfig):
 
 
 @console_script
-def train_main(argv=None):
+def train_main(argv: list[str] | None = None) -> None:
     "clip_ft_train: fine-tune on the split that clip_ft_preprocess made."
     args = _parser().parse_args(argv)
     paths, config = Paths(args.root), _config(args)

@@ -12,16 +12,18 @@ import pandas as pd
 import threading
 import time
 import torch
-import torch.distributed as dist
+from torch import distributed as dist
 from accelerate import PartialState
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from fastcore.basics import patch
 from functools import partial
+from pathlib import Path
+from typing import Any
 from tqdm.auto import tqdm
 from .batches import TrainingBatches
-from .checkpoints import Snapshots, catch_interrupt, load_checkpoint, on_cpu, remove_leftovers
-from .checkpoints import run_fingerprint, save_best
+from .checkpoints import (
+    Snapshots, catch_interrupt, load_checkpoint, on_cpu, remove_leftovers, run_fingerprint, save_best)
 from .core import InputError, Paths
 from .data import image_paths, split_products
 from .dataset import PixelCache, ResizeSpec, to_device
@@ -63,7 +65,7 @@ class TrainConfig:
     save_minutes: float = 5.0    # Minutes between snapshots, besides those after each epoch
     seed: int = 42               # Seed of everything random
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(self, ('epochs', 'lr', 'patience', 'grad_clip', 'hard_negative_size'), lambda x: x > 0, 'above 0')
         _check(self, ('weight_decay', 'micro_batch', 'lora', 'save_minutes'), lambda x: x >= 0, '0 or more')
         _check(self, ('warmup', 'val_size', 'ema'), lambda x: 0 <= x < 1, 'at least 0 and below 1')
@@ -87,13 +89,13 @@ class Trainer:
     "One training run: its model, batches, optimizer, history and snapshots."
     def __init__(self,
         model: torch.nn.Module,      # Two-tower model; trained in place, and a plain model again after close
-        processor,                   # Its processor
+        processor: Any,                   # Its processor
         cache: PixelCache,           # Pixels of the products
         products: pd.DataFrame,      # Training products, val_size of which are set aside for validation
         config: TrainConfig,
         test: Gallery | None=None,   # Products that are measured after each epoch and decide nothing
         paths: Paths | None=None,    # Where fit writes checkpoints, snapshots and the history
-    ):
+    ) -> None:
         self.model, self.processor, self.config, self.test, self.paths = model, processor, config, test, paths
         self.device = model_device(model)
         self.world, self.main = PartialState().num_processes, PartialState().is_main_process
@@ -111,7 +113,7 @@ class Trainer:
 
 # %% ../nbs/43_training.ipynb #a1213d3a
 @patch
-def _prepare_products(self: Trainer, cache, products):
+def _prepare_products(self: Trainer, cache, products) -> None:
     "Set validation products aside; put pixels and texts on the device."
     config, numbered = self.config, products.assign(_row=np.arange(len(products)))
     no_split = numbered, numbered[:0]
@@ -124,7 +126,7 @@ def _prepare_products(self: Trainer, cache, products):
 
 # %% ../nbs/43_training.ipynb #73286b38
 @patch
-def _prepare_model(self: Trainer):
+def _prepare_model(self: Trainer) -> None:
     "Choose the trainable parameters, make the optimizer, compile."
     model, config = self.model, self.config
     self.requires_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -223,7 +225,7 @@ def state(self: Trainer) -> dict: # Plain values, and tensors on the CPU
 
 # %% ../nbs/43_training.ipynb #7440a9b3
 @patch
-def restore(self: Trainer, state: dict):
+def restore(self: Trainer, state: dict) -> None:
     "Go back to a state."
     self.model.load_state_dict(state['model'])
     self.optimizer.load_state_dict(state['optimizer'])
@@ -234,7 +236,7 @@ def restore(self: Trainer, state: dict):
 
 # %% ../nbs/43_training.ipynb #b4eee914
 @patch
-def measure_epoch(self: Trainer, epoch: int, train_metrics: dict):
+def measure_epoch(self: Trainer, epoch: int, train_metrics: dict) -> None:
     "Add a record to the history (epoch 0: before training); keep the model if it is the best so far."
     config, scale = self.config, self.model.logit_scale.exp().item()
     lr = lr_at(self.step-1, self.optimizer.steps, config.lr, config.warmup) if epoch else 0.
@@ -254,7 +256,7 @@ def measure_epoch(self: Trainer, epoch: int, train_metrics: dict):
 
 # %% ../nbs/43_training.ipynb #4e235559
 @patch
-def save_snapshot(self: Trainer, always: bool=False):
+def save_snapshot(self: Trainer, always: bool=False) -> None:
     "Queue a snapshot of the run; unless always, skip it while the previous one is still being written."
     if self.snapshots.busy and not always:
         return
@@ -264,7 +266,7 @@ def save_snapshot(self: Trainer, always: bool=False):
 
 # %% ../nbs/43_training.ipynb #e974f4a1
 @patch
-def resume(self: Trainer, fresh: bool):
+def resume(self: Trainer, fresh: bool) -> None:
     "Go back to the last snapshot, if there is one and unless fresh. Raises InputError if it belongs to another run."
     last = self.paths.last
     if self.main:
@@ -284,7 +286,7 @@ def resume(self: Trainer, fresh: bool):
 
 # %% ../nbs/43_training.ipynb #6de9c001
 @patch
-def stop_if_interrupted(self: Trainer):
+def stop_if_interrupted(self: Trainer) -> None:
     "After Ctrl-C: save a snapshot and raise KeyboardInterrupt."
     if self.interrupted.is_set():
         self.save_snapshot(always=True)
@@ -322,7 +324,7 @@ def train_epoch(self: Trainer, epoch: int) -> dict[str, float]: # Means of loss,
 
 # %% ../nbs/43_training.ipynb #8ce59d05
 @patch
-def close(self: Trainer):
+def close(self: Trainer) -> None:
     "Give the model back as a plain model: not compiled, LoRA corrections merged, with its own trainable parameters."
     self.layers.close()
     if self.recorded:
@@ -336,7 +338,7 @@ def close(self: Trainer):
 
 # %% ../nbs/43_training.ipynb #bda39f88
 @patch
-def run_epochs(self: Trainer):
+def run_epochs(self: Trainer) -> None:
     "Train and measure, until the last epoch or until validation stops improving."
     if self.main and not self.history.records:
         self.measure_epoch(0, {})
@@ -379,10 +381,10 @@ def fit(self: Trainer, fresh: bool=False) -> pd.DataFrame: # History, one row pe
 # %% ../nbs/43_training.ipynb #4204a1f8
 def train(
     model: torch.nn.Module,       # Two-tower model, from load_model or tiny_model; changed in place
-    processor,                    # Its processor
+    processor: Any,                    # Its processor
     train_products: pd.DataFrame, # From split_products: image, full_text, and the columns that duplicates are found by
     test_products: pd.DataFrame,  # Likewise; measured, never used to choose
-    image_dir,                    # Folder of the images
+    image_dir: str | Path,                    # Folder of the images
     paths: Paths,                 # Where the pixel cache, the checkpoints and the history are written
     config: TrainConfig | None=None, # None: the defaults
     fresh: bool=False,            # Start from the beginning even if there is an unfinished run
