@@ -23,11 +23,7 @@ from multiprocessing import current_process, get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any, NoReturn
-
-# %% ../nbs/00_core.ipynb #75e71f45
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from typing import Any, NoReturn
 
 # %% ../nbs/00_core.ipynb #13e7e117
 class Paths:
@@ -200,7 +196,7 @@ def run_parallel(
 # %% ../nbs/00_core.ipynb #c7d8e9f1
 def new_figure(
     **options: Any,  # options of a Matplotlib figure, such as figsize (inches) and layout
-) -> 'Figure':
+) -> Any:
     "Create an empty figure outside pyplot that is displayed when it is the value of a notebook cell."
     from matplotlib.figure import Figure  # imported late because it is slow and most commands draw nothing
 

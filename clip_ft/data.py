@@ -14,7 +14,7 @@ import os
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,10 +25,6 @@ from clip_ft.core import (
 )
 from .images import check_images
 from .tables import read_judgments, read_table, write_table
-
-# %% ../nbs/10_data.ipynb #93269fb7
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # %% ../nbs/10_data.ipynb #59468d44
 STANDARD_COLUMNS = ('image', 'description', 'display name', 'category')
@@ -295,7 +291,7 @@ def summarize(
 # %% ../nbs/10_data.ipynb #f205d833
 def plot_summary(
     products: pd.DataFrame,  # from clean_products
-) -> 'Figure':  # bars of categories and, if the table has them, colours; histogram of words per text
+) -> Any:  # bars of categories and, if the table has them, colours; histogram of words per text
     "Plot what a catalogue contains."
     colours = [name for name in ('colour', 'baseColour', 'color') if name in products][:1]
     counted = ['category', *colours]

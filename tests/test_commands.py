@@ -100,7 +100,7 @@ def test_help_explains_every_option(run, main):
 def test_a_process_gives_the_same_line_and_code(tmp_path):
     _, err = command('clip_ft_search', 'jeans', '--root', tmp_path, '--top-k', '0', code=2)
     assert err == 'error: --top-k must be at least 1, not 0.\n'
-    assert 'what to look for' in command('clip_ft_search', '--help')[0]
+    assert 'text to search for' in command('clip_ft_search', '--help')[0]
 
 
 def test_ctrl_c_keeps_the_best_model(copied_shop):
