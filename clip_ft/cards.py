@@ -14,10 +14,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from IPython.display import HTML
 from markupsafe import Markup
 from pathlib import Path
+from threading import Lock
 from traitlets import Unicode
 from typing import Any
 
@@ -37,7 +37,9 @@ class Thumbnails:
     ) -> None:
         self.image_dir = image_dir
         self.size = size
-        self.cached = lru_cache(keep)(self.make)
+        self.keep = keep
+        self.jpegs: dict[str, bytes | None] = {}
+        self.lock = Lock()
         self.threads = ThreadPoolExecutor(4)
 
     def make(
@@ -57,7 +59,13 @@ class Thumbnails:
         names: Sequence[str], # names of images
     ) -> list: # for each name a JPEG as bytes, or None
         "The thumbnails of some products."
-        return list(self.threads.map(self.cached, names))
+        with self.lock:
+            missing = [name for name in dict.fromkeys(names) if name not in self.jpegs]
+            self.jpegs.update(zip(missing, self.threads.map(self.make, missing)))
+            jpegs = [self.jpegs[name] for name in names]
+            while len(self.jpegs) > self.keep:
+                del self.jpegs[next(iter(self.jpegs))] # the oldest
+        return jpegs
 
 # %% ../nbs/70_cards.ipynb #333b731f
 def value_text(
@@ -90,17 +98,11 @@ def _score(row: Mapping) -> float | None:
     return None if pd.isna(score) else score
 
 
-def card(
-    row: Mapping, # product: image, display name, category, clip_score
-    jpeg: bytes | None, # thumbnail
-    best: float = 100, # highest CLIP score on the page
-    note: str = '', # short note on the image, such as new
-) -> Markup: # HTML
-    "Image, name, category and CLIP score of a product."
+def _card_values(row: Mapping, jpeg: bytes | None, best: float, note: str) -> dict:
+    "The variables of a card."
     score = _score(row)
     share = 0 if score is None else score/max(best, 1e-9)
-    return render_template(
-        'card.html',
+    return dict(
         image=row['image'],
         jpeg=jpeg,
         name=product_name(row),
@@ -109,6 +111,16 @@ def card(
         score=score,
         percent=round(100*min(max(share, 0), 1)),
     )
+
+
+def card(
+    row: Mapping, # product: image, display name, category, clip_score
+    jpeg: bytes | None, # thumbnail
+    best: float = 100, # highest CLIP score on the page
+    note: str = '', # short note on the image, such as new
+) -> Markup: # HTML
+    "Image, name, category and CLIP score of a product."
+    return render_template('card.html', values=_card_values(row, jpeg, best, note))
 
 # %% ../nbs/70_cards.ipynb #7c0a0004
 def preview(
@@ -131,7 +143,7 @@ def grid(
     best = results['clip_score'].max() if 'clip_score' in results and len(results) else 100
     rows = results.to_dict('records')
     jpegs = thumbnails(results['image'])
-    cards = [card(row, jpeg, best, notes.get(row['image'], '')) for row, jpeg in zip(rows, jpegs)]
+    cards = [_card_values(row, jpeg, best, notes.get(row['image'], '')) for row, jpeg in zip(rows, jpegs)]
     return render_template('grid.html', query=query, cards=cards)
 
 

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCREENSHOTS = ROOT/'runs'/'screenshots'
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 PLACEHOLDER = 'What are you looking for?'
+START = 120_000 # milliseconds for a server and a kernel to start
 HOSTILE = '''"><img src=x onerror="window.hacked=1"><script>window.hacked=2</script> <b>'co'</b> & ${1} '''
 HOSTILE_FILE = '"><img src=x onerror=window.hacked=3> \'&.jpg'
 pytestmark = pytest.mark.skipif(
@@ -201,13 +202,13 @@ def site(request, browser, hostile_shop, tmp_path_factory):
     site = Site(page, kind, len(load_embeddings(hostile_shop.embeddings)['dataframe']), watch(page))
     try:
         if kind == 'voila':
-            page.goto(url)
+            page.goto(url, timeout=START)
         else:
-            page.goto(f'{url}/lab/tree/app.ipynb')
-            site.wait_for('text=Kernel status: Idle', state='attached', timeout=60000)
+            page.goto(f'{url}/lab/tree/app.ipynb', timeout=START)
+            site.wait_for('text=Kernel status: Idle', state='attached', timeout=START)
             run_cell(page, 0)
             run_cell(page, 1)
-        site.wait_for('.cf-card', timeout=60000)
+        site.wait_for('.cf-card', timeout=START)
         yield site
         assert not site.problems, site.problems
         assert 'Traceback' not in log.read_text(), log.read_text()[-3000:]
