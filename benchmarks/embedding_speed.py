@@ -1,95 +1,119 @@
-"""Pictures a second through the vision tower: clip_ft's embed_images, and sentence-transformers' encode.
+"""Images embedded per second: embed_images of clip_ft, and encode of sentence-transformers.
 
     python benchmarks/embedding_speed.py CATALOGUE --root FOLDER --model FOLDER [--many 1000000] [--peer 4096]
 
-CATALOGUE, --root and --model are as for training_speed.py, and are made by it if they aren't there. One line of JSON each:
-from the cache file (each picture of the training part once), from pixels on the device, from the cache file again and again
-until --many pictures are embedded, from the JPEG files; and the first --peer files by sentence-transformers, which decodes
-them too. The warm-up is a call with 2,048 pictures, outside the clock.
+CATALOGUE, --root and --model are as in training_speed.py, and are created if they do not exist. One record for each
+source of the images: the cache file (each training image once), pixels on the device, the cache file until --many
+images are embedded, and JPEG files. sentence-transformers embeds the first --peer files, which it decodes too.
+Warm-up runs are not timed.
 """
-import argparse
-import json
 import os
-import sys
 import tempfile
-import time
+from argparse import SUPPRESS, Namespace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from common import (
+    OFFLINE,
+    Results,
+    benchmark_parser,
+    device_use,
+    forward_flops,
+    load_parts,
+    now,
+    prepare_model,
+    print_record,
+)
 
-from training_peers import child, device_report, forward_flops
-from training_speed import prepare
 
-
-def timed(name, count, config, tflops, work):
-    "Run `work` and print what it did in a second."
+def time_embedding(name: str, count: int, config: Any, tflops: float, embed: Callable[[], Any]):
+    "Time a call that embeds this many images, and print the record."
     import torch
-    if torch.cuda.is_available(): torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
-    work()
-    seconds = time.perf_counter()-start
-    vision = forward_flops(config, 0)
-    print(json.dumps(dict(name=name, pictures=count, seconds=round(seconds, 2), pictures_per_second=round(count/seconds, 1), **device_report(count/seconds*vision, tflops))), flush=True)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    start = now()
+    embed()
+    seconds = now()-start
+    use = device_use(count/seconds*forward_flops(config, 0), tflops)
+    print_record(name=name, images=count, seconds=seconds, images_per_second=count/seconds, **use)
 
 
-def ours(args):
-    from clip_ft.core import Paths
-    from clip_ft.data import catalogue_folder, image_folder, load_split
+def training_images(root: Path) -> tuple:
+    "Paths of the project, and of its training images."
+    from clip_ft.data import image_paths
+    paths, products, _, image_dir = load_parts(root)
+    return paths, image_paths(products, image_dir)
+
+
+def measure_clip_ft(args: Namespace):
+    "Time embed_images on each source of images."
     from clip_ft.dataset import PixelCache, ResizeSpec, to_device
     from clip_ft.encode import embed_images
     from clip_ft.model import load_model, model_device
-    from clip_ft.data import image_paths
-    paths = Paths(args.root)
-    products = load_split(paths)[0]
-    files = image_paths(products, image_folder(catalogue_folder(paths), products))
+    paths, files = training_images(args.root)
     model, processor = load_model(args.model)
     cache = PixelCache.build(files, ResizeSpec.from_processor(processor), paths.pixels)
-    embed = lambda images, rows=None: embed_images(model, processor, images, progress=False, rows=rows)
+
+    def embed(images, rows=None):
+        return embed_images(model, processor, images, progress=False, rows=rows)
+
+    def measure(name, count, images, rows=None):
+        time_embedding(f'clip_ft, {name}', count, model.config, args.tflops, lambda: embed(images, rows))
+
     embed(cache, np.arange(min(2048, len(cache))))
-    run = lambda name, count, work: timed(f"clip_ft, {name}", count, model.config, args.tflops, work)
-    run("cache file", len(cache), lambda: embed(cache))
-    pixels = to_device(cache.pixels, model_device(model))
-    run("pixels on the device", len(cache), lambda: embed(pixels))
-    del pixels
-    if args.many: run("cache file, many", args.many, lambda: embed(cache, np.arange(args.many) % len(cache)))
-    run("JPEG files", min(len(files), args.peer), lambda: embed(files[:args.peer]))
+    measure('cache file', len(cache), cache)
+    measure('pixels on the device', len(cache), to_device(cache.pixels, model_device(model)))
+    if args.many:
+        measure('cache file, many', args.many, cache, np.arange(args.many) % len(cache))
+    measure('JPEG files', min(len(files), args.peer), files[:args.peer])
 
 
-def sentence_transformers(args):
+def measure_sentence_transformers(args: Namespace):
+    "Time SentenceTransformer.encode on files."
     import torch
-    from clip_ft.core import Paths
-    from clip_ft.data import catalogue_folder, image_folder, load_split
-    from clip_ft.data import image_paths
     from sentence_transformers import SentenceTransformer
     from transformers import AutoConfig
-    paths = Paths(args.root)
-    products = load_split(paths)[0]
-    files = [str(o) for o in image_paths(products, image_folder(catalogue_folder(paths), products))][:args.peer]
     cuda = torch.cuda.is_available()
-    model = SentenceTransformer(str(args.model), device="cuda" if cuda else "cpu", model_kwargs=dict(dtype=torch.float16 if cuda else torch.float32))
-    encode = lambda files: model.encode(files, batch_size=1024 if cuda else 64, normalize_embeddings=True, show_progress_bar=False)
-    encode(files[:256])
-    timed("sentence-transformers, JPEG files", len(files), AutoConfig.from_pretrained(args.model), args.tflops, lambda: encode(files))
+    files = [str(path) for path in training_images(args.root)[1][:args.peer]]
+    dtype = dict(dtype=torch.float16 if cuda else torch.float32)
+    model = SentenceTransformer(str(args.model), device='cuda' if cuda else 'cpu', model_kwargs=dtype)
+
+    def embed(files):
+        batch_size = 1024 if cuda else 64
+        return model.encode(files, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False)
+
+    embed(files[:256])
+    config = AutoConfig.from_pretrained(args.model)
+    time_embedding('sentence-transformers, JPEG files', len(files), config, args.tflops, lambda: embed(files))
+
+
+STEPS = {'prepare': prepare_model, 'clip_ft': measure_clip_ft, 'sentence-transformers': measure_sentence_transformers}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("catalogue", type=Path)
-    parser.add_argument("--root", type=Path, help="a temporary folder if not given")
-    parser.add_argument("--model", type=Path, help="made if it isn't there")
-    parser.add_argument("--many", type=int, default=0)
-    parser.add_argument("--peer", type=int, default=4096)
-    parser.add_argument("--tiny", action="store_true", help="make a tiny model instead of ViT-B/32, to try the script out")
-    parser.add_argument("--tflops", type=float, default=790, help="what the device reaches in 16 bits, in TFLOP/s")
-    parser.add_argument("--how", choices=("prepare", "ours", "peer"), help=argparse.SUPPRESS)
+    parser = benchmark_parser(__doc__)
+    parser.add_argument('catalogue', type=Path)
+    parser.add_argument('--root', type=Path, help='folder of data and pixel cache; default: a temporary folder')
+    parser.add_argument('--model', type=Path, help='folder of the model; created if it does not exist')
+    parser.add_argument('--many', type=int, default=0, help='number of images of the long run; default: no long run')
+    parser.add_argument('--peer', type=int, default=4096, help='number of JPEG files')
+    parser.add_argument('--tiny', action='store_true', help='create a tiny model instead of ViT-B/32, for a trial')
+    parser.add_argument('--tflops', type=float, default=790, help='what the device reaches in 16 bits, in TFLOP/s')
+    parser.add_argument('--how', choices=STEPS, help=SUPPRESS)
     args = parser.parse_args()
-    os.environ.update(HF_HUB_OFFLINE="1")
-    if args.how: return dict(prepare=prepare, ours=ours, peer=sentence_transformers)[args.how](args)
-    with tempfile.TemporaryDirectory() as folder:
-        args.root, args.model = args.root or Path(folder), args.model or Path(folder)/"model"
-        options = [args.catalogue, "--root", args.root, "--model", args.model, "--many", args.many, "--peer", args.peer, "--tflops", args.tflops] + ["--tiny"]*args.tiny
-        if not child(__file__, *options, "--how", "prepare"): sys.exit(1)
-        for how in ("ours", "peer"): child(__file__, *options, "--how", how)
+    os.environ.update(OFFLINE)
+    if args.how:
+        STEPS[args.how](args)
+        return
+    with tempfile.TemporaryDirectory() as folder, Results(args, 'sentence-transformers') as results:
+        root = args.root or Path(folder)
+        places = ('--root', root, '--model', args.model or Path(folder)/'model')
+        results.measure(*places, '--how', 'prepare', required=True)
+        for how in ('clip_ft', 'sentence-transformers'):
+            results.measure(*places, '--how', how)
 
 
-if __name__ == "__main__": main()
+if __name__ == '__main__':
+    main()

@@ -1,140 +1,232 @@
-"""Exact search and typed queries: time for the best ten, beside numpy's matrix-vector product and `np.vecdot`, each with argpartition, in the same run.
+"""Time of exact search and of typed queries, compared with numpy and with other ways of embedding a query.
 
     python benchmarks/search.py [--products 44441] [--embeddings FILE] [--texts 200]
 
-One thread for exact search, all cores for typed queries. Each line of `ExactIndex.top` names the path that was timed: `8 bits first` (and how many rows
-were then scored in float32), or `float32` alone. The first query makes the copy in 8 bits and has a line of its own. The vectors are random unless an embeddings file of clip_ft is given.
-Typed queries go through the true ViT-B/32 with random weights, which cost what the trained ones cost; the tokenizer is learnt from the queries.
-"""
-import argparse
-import json
-import os
-import platform
-import tempfile
-import time
-from pathlib import Path
+Exact search runs in one thread. ExactIndex.top finds the ten best products, without and with conditions; its peers
+in the same run are a matrix-vector product and np.vecdot, each followed by argpartition. Its records name the path
+that the queries took: "8 bits first", and how many rows were then scored in float32, or "float32". The first query,
+which makes the 8-bit copy, has a record of its own. Vectors are random, unless an embeddings file is given.
 
-os.environ['OMP_NUM_THREADS'] = os.environ['OPENBLAS_NUM_THREADS'] = '1'   # before numpy is loaded
+Typed queries run in all threads, through a ViT-B/32 with random weights, which costs as much as a trained one, and a
+tokenizer that is learned from the queries. The peers of embed_texts are 16-bit weights, dynamic quantization and
+padding to 77 tokens.
+"""
+import copy
+import os
+import tempfile
+from argparse import SUPPRESS, Namespace
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from unittest.mock import patch
+
 import numpy as np
 import pandas as pd
-import simsimd
-import torch
+from common import Results, benchmark_parser, percentiles, print_record, random_model, time_each
 
 from clip_ft.embedding import load_embeddings, save_embeddings
 from clip_ft.exact import ExactIndex
 from clip_ft.where import Contains
 
-GENDERS, KINDS, COLOURS = ('women', 'men', 'unisex'), ('dress', 'jeans', 'shirt', 'watch', 'handbag', 'sandals', 'skirt', 'belt', 'cap', 'scarf'), ('red', 'blue', 'black', 'white', 'green', 'pink', 'grey', 'brown')
+GENDERS = ('women', 'men', 'unisex')
+KINDS = ('dress', 'jeans', 'shirt', 'watch', 'handbag', 'sandals', 'skirt', 'belt', 'cap', 'scarf')
+COLOURS = ('red', 'blue', 'black', 'white', 'green', 'pink', 'grey', 'brown')
+ENDINGS = ('', 'for the summer', 'with long sleeves and a round neck')
 
 
-def say(what, times, **more): print(json.dumps(dict(what=what, p50_ms=round(1000*np.median(times), 2), p95_ms=round(1000*np.percentile(times, 95), 2), **more)), flush=True)
-
-
-def timed(work, items):
-    times = []
-    for o in items:
-        start = time.perf_counter()
-        work(o)
-        times.append(time.perf_counter()-start)
-    return times
-
-
-def synthetic(n, dim=512):
-    rng = np.random.default_rng(0)
-    vectors = rng.standard_normal((n, dim), dtype=np.float32)
-    table = pd.DataFrame({'image': [f'{i}.jpg' for i in range(n)], 'display name': [f'{COLOURS[i % 8]} {KINDS[i % 10]} number {i}' for i in range(n)], 'category': [KINDS[i % 10] for i in range(n)],
-        'gender': [GENDERS[i % 3] for i in range(n)], 'price': (np.arange(n) % 1000/10).astype(str), 'description': [f'A text of some length about product {i}. '*20 for i in range(n)]})
+def synthetic_catalogue(n: int, dim: int = 512) -> tuple[np.ndarray, pd.DataFrame]:
+    "Random unit vectors, and a table of products."
+    vectors = np.random.default_rng(0).standard_normal((n, dim), dtype=np.float32)
+    table = pd.DataFrame({
+        'image': [f'{i}.jpg' for i in range(n)],
+        'display name': [f'{COLOURS[i % 8]} {KINDS[i % 10]} number {i}' for i in range(n)],
+        'category': [KINDS[i % 10] for i in range(n)],
+        'gender': [GENDERS[i % 3] for i in range(n)],
+        'price': (np.arange(n) % 1000/10).astype(str),
+        'description': [f'A text of some length about product {i}. '*20 for i in range(n)]})
     return vectors/np.linalg.norm(vectors, axis=1, keepdims=True), table
 
 
-def exact_search(args, folder):
-    path = args.embeddings or folder/'some.npz'
-    if not args.embeddings:
-        vectors, table = synthetic(args.products)
-        save_embeddings(path, vectors, table.image, table, 'synthetic')
-    say('load_embeddings', timed(load_embeddings, [path]*7), MB=round(Path(path).stat().st_size/1e6))
-    data = load_embeddings(path)
-    index, vectors = ExactIndex(data), np.array(data['embeddings'], dtype=np.float32)
-    rng = np.random.default_rng(1)
-    queries = vectors[rng.choice(len(vectors), 1000)]+rng.standard_normal((1000, vectors.shape[1]), dtype=np.float32)/25
+def best_ten(scores: np.ndarray) -> np.ndarray:
+    "Rows of the ten highest scores, with numpy."
+    rows = np.argpartition(scores, -10)[-10:]
+    return rows[np.argsort(-scores[rows])]
+
+
+# ---- exact search
+
+def open_catalogue(args: Namespace) -> dict:
+    "The embeddings, and a record of the time to load them."
+    with tempfile.TemporaryDirectory() as folder:
+        path = args.embeddings or Path(folder)/'embeddings.npz'
+        if not args.embeddings:
+            vectors, table = synthetic_catalogue(args.products)
+            save_embeddings(path, vectors, table['image'], table, 'synthetic')
+        seconds = time_each(load_embeddings, [path]*7)
+        print_record(name='load_embeddings', **percentiles(seconds), file_MB=path.stat().st_size/1e6)
+        data = load_embeddings(path)
+        return data | dict(embeddings=np.array(data['embeddings']))
+
+
+def search_conditions(table: pd.DataFrame) -> dict[str, dict | None]:
+    "Conditions by name."
+    genders = sorted(set(table.get('gender', [])) & {'women', 'Women'}) or ['women']
+    equal = {'gender': genders[0]}
+    three = {'gender': ['women', 'men', 'Women', 'Men'], 'category': Contains('s'), 'display name': Contains('e')}
+    few = equal | {'category': table['category'].value_counts().index[0]}
+    return {'no condition': None, 'equal': equal, 'three conditions': three, 'two conditions, few products left': few}
+
+
+def path_taken(index: ExactIndex, queries: np.ndarray, where: dict | None) -> dict:
+    "The path of these queries, and how many rows the 8-bit pass leaves."
+    counts, candidates = [], index.int8_bounds.candidates
+
+    def counted(*args):
+        rows = candidates(*args)
+        counts.append(len(rows))
+        return rows
+
+    with patch.object(index.int8_bounds, 'candidates', counted):
+        for query in queries:
+            index.top(query[None], 10, where)
+    if not counts:
+        return dict(path='float32')
+    scored = dict(scored_p50=np.median(counts), scored_max=max(counts))
+    return dict(path='8 bits first', share_of_queries=len(counts)/len(queries), **scored)
+
+
+def measure_first_query(data: dict, queries: np.ndarray):
+    "Time the first query of an index, without and with the 8-bit copy."
+    def plain(query):
+        best_ten(np.vecdot(ExactIndex(data).embeddings, query))
+
+    print_record(name='first query, float32 alone', **percentiles(time_each(plain, queries)))
+    seconds = time_each(lambda query: ExactIndex(data).top(query[None], 10), queries)
+    print_record(name='first query, makes the 8-bit copy', **percentiles(seconds),
+                 copy_MB=data['embeddings'].size/1e6, float32_MB=4*data['embeddings'].size/1e6)
+
+
+def measure_queries(index: ExactIndex, queries: np.ndarray, repeat: int):
+    "Time numpy and the index, query by query, and 1,000 queries at once."
+    def record(name, search, **more):
+        print_record(name=name, **percentiles(time_each(search, queries[:200])), **more, round=repeat)
+
+    record('numpy: matrix-vector product, argpartition', lambda query: best_ten(index.embeddings @ query))
+    record('numpy: vecdot, argpartition', lambda query: best_ten(np.vecdot(index.embeddings, query)))
+    for name, where in search_conditions(index.dataframe).items():
+        def search(query, where=where):
+            return index.top(query[None], 10, where)
+
+        first, = time_each(search, queries[:1])
+        record(f'ExactIndex.top, {name}', search, first_ms=1000*first, **path_taken(index, queries[:200], where))
+    one_by_one = sum(time_each(lambda query: index.top(query[None], 10), queries))
+    at_once = min(time_each(lambda block: index.top(block, 10), [queries]*2))
+    times = dict(one_by_one_s=one_by_one, at_once_s=at_once, ratio=one_by_one/at_once)
+    print_record(name='1,000 queries', **times, round=repeat)
+
+
+def shared_results(found: list[set], others: list[set]) -> dict:
+    "How often two searches give the same ten, and how many of ten they share."
+    pairs = list(zip(found, others))
+    return dict(same_ten=np.mean([a == b for a, b in pairs]), shared_of_ten=np.mean([len(a & b) for a, b in pairs]))
+
+
+def measure_exact_search(args: Namespace):
+    "Time exact search, and compare its results with those of numpy and of embeddings in 16 bits."
+    data = open_catalogue(args)
+    index = ExactIndex(data)
+    vectors, rng = index.embeddings, np.random.default_rng(1)
+    noise = rng.standard_normal((1000, vectors.shape[1]), dtype=np.float32)/25
+    queries = vectors[rng.choice(len(vectors), 1000)]+noise
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    def best(scores):
-        rows = np.argpartition(scores, -10)[-10:]
-        return rows[np.argsort(-scores[rows])]
-    def plain(query): return best(vectors @ query)
-    def path(where):
-        "Which way these queries go, seen from outside: the rows that the 8-bit pass leaves."
-        scored = []
-        bounds, plain = index.int8_bounds, index.int8_bounds.candidates
-        bounds.candidates = lambda *args: (lambda rows: scored.append(len(rows)) or rows)(plain(*args))
-        for q in queries[:200]: index.top(q[None], 10, where)
-        del bounds.candidates
-        return dict(path='8 bits first', queries_so=len(scored)/200, scored_p50=int(np.median(scored)), scored_max=max(scored)) if scored else dict(path='float32')
-    say('first query of a new ExactIndex, float32 alone', timed(lambda q: (lambda o: (o.embeddings, best(np.vecdot(o.embeddings, q))))(ExactIndex(data)), queries[:3]))
-    say('first query of a new ExactIndex: makes the copy in 8 bits', timed(lambda q: ExactIndex(data).top(q[None], 10), queries[:3]), copy_MB=round(vectors.size/1e6, 1), float32_MB=round(vectors.nbytes/1e6, 1))
-    common = data['dataframe']['category'].value_counts().index[0]
-    conditions = {'no filter': None, 'equal': {'gender': 'Women' if 'Women' in set(data['dataframe'].get('gender', [])) else 'women'}, 'three filters': {'gender': ['women', 'men', 'Women', 'Men'], 'category': Contains('s'), 'display name': Contains('e')}}
-    conditions['two filters, few left'] = conditions['equal'] | {'category': common}
-    for round_ in (1, 2):                                                # twice, in turn: other programs come and go
-        say('numpy: matrix-vector product, argpartition', timed(plain, queries[:200]), round=round_)
-        say('numpy: vecdot, argpartition', timed(lambda q: best(np.vecdot(vectors, q)), queries[:200]), round=round_)
-        for name, where in conditions.items():
-            first = timed(lambda q: index.top(q[None], 10, where), queries[:1])[0]
-            say(f'ExactIndex.top, {name}', timed(lambda q: index.top(q[None], 10, where), queries[:200]), first_ms=round(1000*first, 1), **path(where), round=round_)
-        one = timed(lambda q: index.top(q[None], 10), queries)
-        many = timed(lambda q: index.top(q, 10), [queries]*2)
-        print(json.dumps(dict(what='1,000 queries', one_by_one_s=round(sum(one), 2), at_once_s=round(min(many), 2), times_faster=round(sum(one)/min(many), 1), round=round_)))
-    right = [plain(q) for q in queries[:200]]
-    print(json.dumps(dict(what='same ten as numpy', share=np.mean([set(a) == set(b) for a, (b, _) in zip(right, index.top(queries[:200], 10))]))))
-    halves = ExactIndex(data | dict(embeddings=vectors.astype(np.float16))).top(queries, 10)
-    pairs = [(set(a), set(b)) for (a, _), (b, _) in zip(index.top(queries, 10), halves)]
-    print(json.dumps(dict(what='float16 and float32', same_ten=np.mean([a == b for a, b in pairs]), shared_of_ten=np.mean([len(a & b) for a, b in pairs]))))
+    measure_first_query(data, queries[:3])
+    for repeat in (1, 2):  # in turn, because other programs come and go
+        measure_queries(index, queries, repeat)
+    found = [set(rows) for rows, _ in index.top(queries, 10)]
+    plain = [set(best_ten(vectors @ query)) for query in queries[:200]]
+    print_record(name='results of ExactIndex and of numpy', **shared_results(found, plain))
+    half = ExactIndex(data | dict(embeddings=vectors.astype(np.float16)))
+    halves = [set(rows) for rows, _ in half.top(queries, 10)]
+    print_record(name='results of float32 and of float16', **shared_results(found, halves))
 
 
-def typed(args, folder):
-    from transformers import CLIPConfig, CLIPModel
+# ---- typed queries
+
+def measure_variant(name: str, index: ExactIndex, encode: Callable, texts: list[str], expected: list[set]):
+    "Time another way to embed a query, and compare its results."
+    vectors = []
+    seconds = time_each(lambda text: vectors.append(encode(text)[0]), texts)
+    queries = np.array(vectors, np.float32)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    found = [set(rows) for rows, _ in index.top(queries, 10)]
+    print_record(name=f'embedding alone, {name}', **percentiles(seconds), **shared_results(found, expected))
+
+
+def measure_variants(model, processor, index: ExactIndex, texts: list[str]):
+    "Time other ways to embed a query: 16-bit weights, dynamic quantization, padding."
+    import torch
+
+    from clip_ft.encode import embed_texts
+    expected = [set(rows) for rows, _ in index.top(embed_texts(model, processor, texts), 10)]
+    half = copy.deepcopy(model).bfloat16()
+    int8 = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear}, dtype=torch.qint8)
+    for name, other in {'bfloat16 weights': half, 'int8, dynamic quantization': int8}.items():
+        def encode(text, other=other):
+            return embed_texts(other, processor, text)
+        measure_variant(name, index, encode, texts, expected)
+
+    def encode_padded(text):
+        tokens = processor.tokenizer(text, padding='max_length', max_length=77, truncation=True, return_tensors='pt')
+        with torch.inference_mode():
+            features = model.get_text_features(**tokens)
+        return getattr(features, 'pooler_output', features).numpy()
+
+    measure_variant('padded to 77 tokens', index, encode_padded, texts, expected)
+
+
+def measure_typed_queries(args: Namespace):
+    "Time a typed query from the text to the table of results."
+    import torch
+
     from clip_ft.checkpoints import weights_hash
     from clip_ft.encode import embed_texts
-    from clip_ft.model import tiny_model
     from clip_ft.search import Searcher
-    torch.set_num_threads(os.cpu_count())
-    texts = [f'{g} {c} {k} {extra}' for g in GENDERS for c in COLOURS for k in KINDS for extra in ('', 'for the summer', 'with long sleeves and a round neck')]
+    texts = [' '.join(words).strip() for words in product(GENDERS, COLOURS, KINDS, ENDINGS)]
     np.random.default_rng(0).shuffle(texts)
-    torch.manual_seed(0)
-    model, (_, processor) = CLIPModel(CLIPConfig()).eval(), tiny_model(texts)
-    model.config.text_config.eos_token_id = processor.tokenizer.eos_token_id
-    vectors, table = synthetic(args.products)
-    searcher = Searcher(model, processor, dict(embeddings=vectors, image_names=table.image, dataframe=table, weights_hash=weights_hash(model)))
-    for o in texts[:5]: searcher.search(o, 10)
-    say('typed query to results, ViT-B/32', timed(lambda o: searcher.search(o, 10), texts[5:5+args.texts]), threads=torch.get_num_threads())
-    say('the same queries again', timed(lambda o: searcher.search(o, 10), texts[5:5+args.texts]))
-    say('encoding alone', timed(lambda o: embed_texts(model, processor, o), texts[5:5+args.texts]))
-    full = embed_texts(model, processor, texts[5:105])
-    def variant(name, other, context):
-        with torch.inference_mode(), context(): encode = lambda o: embed_texts(other, processor, o); times = timed(encode, texts[5:105]); vectors_ = np.concatenate([encode(o) for o in texts[5:105]])
-        same = np.mean([set(a) == set(b) for (a, _), (b, _) in zip(searcher.index.top(full, 10), searcher.index.top(vectors_/np.linalg.norm(vectors_, axis=1, keepdims=True), 10))])
-        say(f'encoding alone, {name}', times, same_ten=same)
-    import copy
-    from contextlib import nullcontext
-    variant('bfloat16 weights', copy.deepcopy(model).bfloat16(), nullcontext)
-    variant('int8, dynamically quantised', torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear}, dtype=torch.qint8), nullcontext)
-    def padded(o):
-        t = processor.tokenizer(o, padding='max_length', max_length=77, truncation=True, return_tensors='pt')
-        with torch.inference_mode(): model.get_text_features(**t)
-    say('encoding alone, padded to 77 tokens', timed(padded, texts[5:55]))
+    model, processor = random_model(texts, 'vit-b-32')
+    vectors, table = synthetic_catalogue(args.products)
+    data = dict(embeddings=vectors, image_names=table['image'], dataframe=table, weights_hash=weights_hash(model))
+    searcher = Searcher(model, processor, data)
+    warm_up, timed = texts[:5], texts[5:5+args.texts]
+    for text in warm_up:
+        searcher.search(text, 10)
+    seconds = time_each(lambda text: searcher.search(text, 10), timed)
+    print_record(name='typed query to results', **percentiles(seconds), threads=torch.get_num_threads())
+    seconds = time_each(lambda text: searcher.search(text, 10), timed)
+    print_record(name='the same queries again', **percentiles(seconds))
+    seconds = time_each(lambda text: embed_texts(model, processor, text), timed)
+    print_record(name='embedding alone', **percentiles(seconds))
+    measure_variants(model, processor, searcher.index, timed[:100])
+
+
+PARTS = {'exact search': measure_exact_search, 'typed queries': measure_typed_queries}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--products', type=int, default=44_441)
-    parser.add_argument('--embeddings', default=None)
-    parser.add_argument('--texts', type=int, default=200)
+    parser = benchmark_parser(__doc__)
+    parser.add_argument('--products', type=int, default=44_441, help='number of products of the synthetic catalogue')
+    parser.add_argument('--embeddings', type=Path, help='embeddings file for exact search, in place of random vectors')
+    parser.add_argument('--texts', type=int, default=200, help='number of typed queries')
+    parser.add_argument('--how', choices=PARTS, help=SUPPRESS)
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    print(json.dumps(dict(machine=platform.processor() or platform.machine(), cores=os.cpu_count(), python=platform.python_version(), numpy=np.__version__, torch=torch.__version__, simsimd=simsimd.__version__)))
-    with tempfile.TemporaryDirectory() as folder:
-        exact_search(args, Path(folder))
-        typed(args, Path(folder))
+    if args.how:
+        PARTS[args.how](args)
+        return
+    with Results(args, 'simsimd') as results:
+        threads = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS')
+        results.measure('--how', 'exact search', **dict.fromkeys(threads, '1'))
+        results.measure('--how', 'typed queries', **dict.fromkeys(threads, str(os.cpu_count())))
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

@@ -1,108 +1,133 @@
-"""A `LanceStore` of a million products: time to fill and to index it, disk, memory, and time and Recall@10 of queries, beside a scan without index.
+"""A LanceStore of a million products: time to fill and index it, disk, memory, query time and recall, against a scan.
 
     python benchmarks/store.py [--rows 1000000] [--dim 512] [--queries 200] [--folder /tmp]
 
-The vectors are synthetic, with the structure that matters to an index: products of a kind lie together. 5,000 kinds of unequal size
-(as 1/rank), each vector its kind's centre plus noise of the same length, in 512 dimensions; queries are drawn alike. They are made
-in batches and again for the exact answers, so that memory stays small. Some filters keep few products. The folder is removed at the end.
+The vectors are synthetic, with the structure that matters to an index, clusters: 5,000 kinds of products of unequal
+size (as 1/rank). A vector is the centre of its kind plus noise of the same length; queries are drawn alike. They are
+generated in batches, and again for the exact answers, so that memory stays small. Queries run without a condition
+and with conditions that few products satisfy. recall_at_10 is the share of the true ten that are found. The store is
+deleted at the end.
 """
-import argparse
-import json
-import os
-import platform
-import resource
-import shutil
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
-import lancedb
 import numpy as np
 import pandas as pd
+from common import Results, benchmark_parser, peak_gb, percentiles, time_each
 
 from clip_ft.store import LanceStore
 
 BATCH = 50_000
+KINDS = 5_000
+SHARES = 1/np.arange(1, KINDS+1)/np.sum(1/np.arange(1, KINDS+1))
+
+# Name -> (conditions of the store, the same as a function of row numbers and kinds)
+CONDITIONS: dict[str, tuple[dict | None, Callable]] = {
+    'no condition': (None, lambda rows, _: rows >= 0),
+    'one brand of 500': ({'brand': 'brand 7'}, lambda rows, _: rows % 500 == 7),
+    'two categories of 100 and a price': (
+        {'category': ['category 3', 'category 4'], 'price': (None, 20)},
+        lambda rows, kinds: np.isin(kinds % 100, (3, 4)) & (rows % 1000/10 <= 20)),
+}
 
 
-def batches(rows, dim, kinds=5000):
-    "Yields (vectors, kinds) batch by batch, the same each time."
-    centres = np.random.default_rng(0).standard_normal((kinds, dim), dtype=np.float32)
-    share = 1/np.arange(1, kinds+1)
-    for i in range(0, rows, BATCH):
-        rng = np.random.default_rng(i+1)
-        kind = rng.choice(kinds, min(BATCH, rows-i), p=share/share.sum())
-        vectors = centres[kind]+rng.standard_normal((len(kind), dim), dtype=np.float32)
-        yield vectors/np.linalg.norm(vectors, axis=1, keepdims=True), kind
+def draw_vectors(count: int, dim: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    "Unit vectors of products, and their kinds."
+    centres = np.random.default_rng(0).standard_normal((KINDS, dim), dtype=np.float32)
+    rng = np.random.default_rng(seed)
+    kinds = rng.choice(KINDS, count, p=SHARES)
+    vectors = centres[kinds]+rng.standard_normal((count, dim), dtype=np.float32)
+    return vectors/np.linalg.norm(vectors, axis=1, keepdims=True), kinds
 
 
-def table(start, kind):
-    n = np.arange(start, start+len(kind))
-    return pd.DataFrame({'image': [f'{i}.jpg' for i in n], 'display name': [f'Kind {k} product {i}' for i, k in zip(n, kind)], 'category': [f'category {k % 100}' for k in kind],
-        'brand': [f'brand {i % 500}' for i in n], 'price': (n % 1000/10).astype(str)})
+def batches(count: int, dim: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    "Row numbers, vectors and kinds, batch by batch, the same each time."
+    for start in range(0, count, BATCH):
+        rows = np.arange(start, min(start+BATCH, count))
+        yield rows, *draw_vectors(len(rows), dim, start+1)
 
 
-def exact(queries, rows, dim, keep, k=10):
-    "The numbers of the true best k for each query among the rows for which `keep(number, kind)`."
-    best, where = np.full((len(queries), k), -2., np.float32), np.zeros((len(queries), k), np.int64)
-    for i, (vectors, kind) in enumerate(batches(rows, dim)):
-        numbers = np.arange(i*BATCH, i*BATCH+len(kind))
-        use = keep(numbers, kind)
-        scores, numbers = np.hstack([best, queries @ vectors[use].T]), np.hstack([where, np.broadcast_to(numbers[use], (len(queries), use.sum()))])
-        top = np.argpartition(-scores, k-1, axis=1)[:, :k]
-        best, where = np.take_along_axis(scores, top, 1), np.take_along_axis(numbers, top, 1)
-    return where
+def product_table(rows: np.ndarray, kinds: np.ndarray) -> pd.DataFrame:
+    "The products of a batch."
+    return pd.DataFrame({
+        'image': [f'{row}.jpg' for row in rows],
+        'display name': [f'Kind {kind} product {row}' for row, kind in zip(rows, kinds)],
+        'category': [f'category {kind % 100}' for kind in kinds],
+        'brand': [f'brand {row % 500}' for row in rows],
+        'price': (rows % 1000/10).astype(str)})
 
 
-def measure(name, store, queries, truth, where=None):
-    times, hits, full = [], 0, True
+def exact_answers(queries: np.ndarray, count: int, keep: Callable, top_k: int = 10) -> np.ndarray:
+    "Row numbers of the best products that satisfy a condition, int64 [Q, top_k]."
+    best_scores = np.full((len(queries), top_k), -2, np.float32)
+    best_rows = np.zeros((len(queries), top_k), np.int64)
+    for rows, vectors, kinds in batches(count, queries.shape[1]):
+        kept = keep(rows, kinds)
+        scores = np.hstack([best_scores, queries @ vectors[kept].T])
+        candidates = np.hstack([best_rows, np.broadcast_to(rows[kept], (len(queries), kept.sum()))])
+        top = np.argpartition(-scores, top_k-1, axis=1)[:, :top_k]
+        best_scores, best_rows = np.take_along_axis(scores, top, 1), np.take_along_axis(candidates, top, 1)
+    return best_rows
+
+
+def measure_queries(store: LanceStore, queries: np.ndarray, answers: np.ndarray, where: dict | None) -> dict:
+    "Query times, recall, and whether each query gets ten results."
+    found = []
     store.nearest(queries[:1], 10, where)
-    for query, right in zip(queries, truth):
-        start = time.perf_counter()
-        found = store.nearest(query[None], 10, where)[0]
-        times.append(1000*(time.perf_counter()-start))
-        hits += len({f'{o}.jpg' for o in right} & set(found['image']))
-        full &= len(found) == 10
-    print(json.dumps(dict(what=name, queries=len(times), p50_ms=round(np.median(times), 1), p95_ms=round(np.percentile(times, 95), 1), recall_at_10=round(hits/len(times)/10, 4), always_ten=full)), flush=True)
+    seconds = time_each(lambda query: found.append(store.nearest(query[None], 10, where)[0]), queries)
+    hits = [len({f'{row}.jpg' for row in rows} & set(table['image'])) for rows, table in zip(answers, found)]
+    always_ten = all(len(table) == 10 for table in found)
+    return dict(queries=len(queries), **percentiles(seconds), recall_at_10=np.mean(hits)/10, always_ten=always_ten)
+
+
+def disk_gb(folder: Path) -> float:
+    "Size of all files in a folder, in GB."
+    return sum(path.stat().st_size for path in folder.rglob('*') if path.is_file())/1e9
+
+
+def fill(store: LanceStore, count: int, dim: int):
+    "Write all products."
+    for rows, vectors, kinds in batches(count, dim):
+        store.write(product_table(rows, kinds), [f'{row:032x}' for row in rows], vectors, 'synthetic')
+
+
+def measure(results: Results, folder: Path, count: int, dim: int, number: int):
+    "All measurements, with a store in a folder."
+    store = LanceStore(folder/'store')
+    start = time.perf_counter()
+    fill(store, count, dim)
+    results.add(name='fill', rows=len(store), seconds=time.perf_counter()-start)
+    queries, _ = draw_vectors(number, dim, 10**9)
+    answers = {name: exact_answers(queries, count, keep) for name, (_, keep) in CONDITIONS.items()}
+    results.add(name='scan without index', **measure_queries(store, queries[:3], answers['no condition'], None))
+    start = time.perf_counter()
+    store.optimize()
+    indexes = sorted(index.index_type for index in store.table.list_indices())
+    results.add(name='optimize', seconds=time.perf_counter()-start, disk_GB=disk_gb(folder), indexes=indexes)
+    for repeat in (1, 2):  # the first time, much of the index is read from the disk
+        for name, (where, _) in CONDITIONS.items():
+            results.add(name=f'index, {name}', round=repeat, **measure_queries(store, queries, answers[name], where))
+    store.table.optimize(cleanup_older_than=timedelta(0))
+    results.add(name='without older versions', disk_GB=disk_gb(folder))
+    seconds = time_each(lambda i: store.match(f'kind {i} product {i}', 100), range(20))
+    results.add(name='full-text search', **percentiles(seconds))
+    results.add(name='memory', peak_GB=peak_gb())
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--rows', type=int, default=1_000_000)
-    parser.add_argument('--dim', type=int, default=512)
+    parser = benchmark_parser(__doc__)
+    parser.add_argument('--rows', type=int, default=1_000_000, help='number of products')
+    parser.add_argument('--dim', type=int, default=512, help='embedding dimension')
     parser.add_argument('--queries', type=int, default=200)
-    parser.add_argument('--folder', default=None)
+    parser.add_argument('--folder', type=Path, help='folder in which the store is created; default: a temporary one')
     args = parser.parse_args()
-    print(json.dumps(dict(machine=platform.processor() or platform.machine(), cores=os.cpu_count(), python=platform.python_version(), lancedb=lancedb.__version__, numpy=np.__version__)))
-    folder = Path(tempfile.mkdtemp(dir=args.folder))
-    try:
-        store, start = LanceStore(folder/'store'), time.perf_counter()
-        for i, (vectors, kind) in enumerate(batches(args.rows, args.dim)): store.write(table(i*BATCH, kind), [f'{o:032x}' for o in range(i*BATCH, i*BATCH+len(kind))], vectors, 'synthetic')
-        filled = time.perf_counter()
-        print(json.dumps(dict(what='filled', rows=len(store), seconds=round(filled-start))), flush=True)
-        rng, centres = np.random.default_rng(10**9), np.random.default_rng(0).standard_normal((5000, args.dim), dtype=np.float32)
-        queries = centres[rng.choice(5000, args.queries, p=1/np.arange(1, 5001)/sum(1/np.arange(1, 5001)))]+rng.standard_normal((args.queries, args.dim), dtype=np.float32)
-        queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-        truth = exact(queries, args.rows, args.dim, lambda n, kind: np.ones(len(n), bool))
-        brand = exact(queries, args.rows, args.dim, lambda n, kind: n % 500 == 7)
-        both = exact(queries, args.rows, args.dim, lambda n, kind: np.isin(kind % 100, (3, 4)) & (n % 1000/10 <= 20))
-        measure('no index: a scan', store, queries[:3], truth)
-        start = time.perf_counter()
-        store.optimize()
-        size = sum(o.stat().st_size for o in folder.rglob('*') if o.is_file())
-        print(json.dumps(dict(what='indexed', seconds=round(time.perf_counter()-start), disk_GB=round(size/1e9, 2), indexes=sorted(o.index_type for o in store.table.list_indices()))), flush=True)
-        for name in ('first', 'again'):        # the first time much of it comes from the disk
-            measure(f'index, {name}', store, queries, truth)
-            measure(f'index, one brand of 500, {name}', store, queries, brand, {'brand': 'brand 7'})
-            measure(f'index, two categories of 100 and a price, {name}', store, queries, both, {'category': ['category 3', 'category 4'], 'price': (None, 20)})
-        store.table.optimize(cleanup_older_than=timedelta(0))
-        print(json.dumps(dict(what='without older versions', disk_GB=round(sum(o.stat().st_size for o in folder.rglob('*') if o.is_file())/1e9, 2))), flush=True)
-        start = time.perf_counter()
-        for i in range(20): store.match(f'kind {i} product {i}', 100)
-        print(json.dumps(dict(what='full text', mean_ms=round(50*(time.perf_counter()-start), 1))))
-        print(json.dumps(dict(what='memory', peak_GB=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e6, 2))))
-    finally: shutil.rmtree(folder, ignore_errors=True)
+    temporary = tempfile.TemporaryDirectory(dir=args.folder, ignore_cleanup_errors=True)
+    with Results(args, 'lancedb') as results, temporary as folder:
+        measure(results, Path(folder), args.rows, args.dim, args.queries)
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

@@ -1,251 +1,280 @@
-"""Speed and memory of fine-tuning CLIP as others do it: a plain PyTorch loop, and sentence-transformers' trainer.
+"""Speed and memory of fine-tuning CLIP in two common ways: a plain PyTorch loop, and sentence-transformers' trainer.
 
     python benchmarks/training_peers.py CATALOGUE [--batch-size 32 1024] [--seconds 60 | --steps 100] [--model FOLDER]
 
-CATALOGUE holds data.csv (image, description, display name, category) and data/*.jpg. FOLDER holds a CLIPModel and its
-processor; without one, a ViT-B/32 with random weights and a tokenizer learned from the catalogue is made (nothing is
-downloaded, here or later). Each measurement runs in a process of its own and prints one line of JSON.
+CATALOGUE holds data.csv (image, description, display name, category) and data/*.jpg. --model holds a CLIPModel and
+its processor; without it, a ViT-B/32 with random weights and a tokenizer learned from the catalogue is created.
+Nothing is downloaded. Each measurement runs in a process of its own and prints one record.
 
-plain loop: a Dataset that opens the JPEG with Pillow and augments it, CLIPProcessor on each batch in the workers (texts padded
-to 77), pinned memory, bf16 autocast, AdamW, cosine schedule, symmetric cross-entropy. Reading the loss each step, as many do, is
-left out: it would only slow the loop down.
-sentence-transformers: SentenceTransformerTrainer on a datasets.Dataset of pictures and texts, MultipleNegativesRankingLoss in
-both directions (--cached N: the cached one, N pairs at a time), bf16, fused AdamW, no logging, no saving. It doesn't augment.
+plain loop: a Dataset that opens the JPEG with Pillow and augments it, CLIPProcessor on each batch in the workers
+(texts padded to 77 tokens), pinned memory, bf16 autocast, AdamW, cosine schedule, symmetric cross-entropy. Unlike
+many such loops it does not read the loss at each step, which would only slow it down.
 
-pairs_per_second is the steady state: from the end of the warm-up, which is at least one batch of every worker, to the end of the
-last step. pairs_per_second_from_start counts everything from a loaded model on: on short runs it is too low, where the other
-can be too high by what the workers had ready. seconds_to_first_step starts from the loaded model too. utilisation is the
-arithmetic that the model needs (three times the forward pass) against --tflops, by default what an H200 reaches in bf16.
+sentence-transformers: SentenceTransformerTrainer on a datasets.Dataset of images and texts,
+MultipleNegativesRankingLoss in both directions (--cached N: the cached loss with mini-batches of N pairs), bf16,
+fused AdamW, no logging, no saving, no augmentation.
+
+pairs_per_second is the steady rate: from the end of the warm-up, which is at least one batch of every worker, to the
+end of the last step. On short runs it can be too high, because of batches that the workers had ready.
+pairs_per_second_from_start counts everything from a loaded model on; on short runs it is too low.
+seconds_to_first_step starts from the loaded model too. utilisation is the arithmetic that the model needs (three
+times the forward pass) divided by --tflops, by default what an H200 reaches in bf16.
 """
-import argparse
-import json
 import os
-import platform
 import random
-import subprocess
-import sys
 import tempfile
 import time
+from argparse import SUPPRESS, Namespace
 from pathlib import Path
+from typing import Any
 
-os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+from common import (
+    OFFLINE,
+    Results,
+    benchmark_parser,
+    device_use,
+    forward_flops,
+    now,
+    print_record,
+    read_catalogue,
+    save_random_model,
+)
+
 MAX_TOKENS = 77
 
 
-# ---- what every measurement needs
+class StepClock:
+    "Times the steps of a loop, which calls tick after each; waits for the device only at the ends of the timed part."
 
-def read_catalogue(folder):
-    "(paths of the pictures, texts) of a catalogue's products."
-    import pandas as pd
-    table = pd.read_csv(folder/"data.csv", dtype=str, keep_default_na=False)
-    table = table[table["image"].map(lambda o: (folder/"data"/o).is_file())]
-    texts = table["display name"]+". "+table["category"]+". "+table["description"]
-    return [str(folder/"data"/o) for o in table["image"]], list(texts)
+    def __init__(self, args: Namespace):
+        self.args, self.batch_size = args, args.batch_size[0]
+        self.warmup = max(1, args.warmup, args.workers)
+        self.steps = 0
+        self.start = now()
 
-
-def make_model(folder, texts, tiny=False):
-    "Save a CLIPModel with random weights (ViT-B/32, or a tiny one) and its processor into `folder`; the tokenizer is learned from `texts`."
-    import torch
-    from clip_ft.model import _tiny_tokenizer, tiny_model
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
-    torch.manual_seed(0)
-    if tiny: model, processor = tiny_model(texts)
-    else:
-        size = CLIPConfig().text_config.vocab_size
-        tokenizer = _tiny_tokenizer(texts, size-2)   # start and end of a text come on top
-        ids = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-        model = CLIPModel(CLIPConfig(text_config=dict(vocab_size=size, **ids)))
-        processor = CLIPProcessor(image_processor=CLIPImageProcessor(), tokenizer=tokenizer)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-
-
-def forward_flops(config, tokens):
-    "Floating-point operations of one picture and one text of so many tokens through a CLIP: matrix products, 2 for each multiply-add."
-    def tower(c, length):
-        return c.num_hidden_layers*length*(8*c.hidden_size**2 + 4*length*c.hidden_size + 4*c.hidden_size*c.intermediate_size) + 2*c.hidden_size*config.projection_dim
-    v, t = config.vision_config, config.text_config
-    patches = (v.image_size//v.patch_size)**2
-    return tower(v, patches+1) + 2*patches*3*v.patch_size**2*v.hidden_size + tower(t, tokens)
-
-
-class Clock:
-    "Times the steps of a loop that calls `tick` after each; the device is waited for only at the ends of what is timed."
-    def __init__(self, batch_size, warmup, steps=None, seconds=None):
-        self.batch_size, self.warmup, self.limit, self.seconds = batch_size, max(1, warmup), steps, seconds
-        self.steps, self.start, self.marks = 0, self.now(), {}
-
-    @staticmethod
-    def now():
-        import torch
-        if torch.cuda.is_available(): torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def tick(self):
-        "Count a step; True when it was the last."
+    def tick(self) -> bool:
+        "Count a step; True after the last one."
         self.steps += 1
-        if self.steps in (1, self.warmup): self.marks[self.steps] = self.now()
-        if self.steps <= self.warmup: return False
-        done = self.steps-self.warmup >= self.limit if self.limit else time.perf_counter()-self.marks[self.warmup] >= self.seconds
-        if done: self.end = self.now()
+        if self.steps == 1:
+            self.first = now()
+        if self.steps == self.warmup:
+            self.warm = now()
+        if self.steps <= self.warmup:
+            return False
+        if self.args.steps:
+            done = self.steps-self.warmup >= self.args.steps
+        else:
+            done = time.perf_counter()-self.warm >= self.args.seconds
+        if done:
+            self.end = now()
         return done
 
-    def report(self, config, tokens, tflops):
-        "What was measured, for JSON."
-        rate = (self.steps-self.warmup)*self.batch_size/(self.end-self.marks[self.warmup])
-        return dict(batch_size=self.batch_size, steps=self.steps, pairs_per_second=round(rate, 1),
-            pairs_per_second_from_start=round(self.steps*self.batch_size/(self.end-self.start), 1),
-            seconds_to_first_step=round(self.marks[1]-self.start, 2), tokens=round(tokens, 1), **device_report(rate*3*forward_flops(config, tokens), tflops))
-
-
-def device_report(flops_per_second, tflops):
-    "Memory and utilisation of the device."
-    import torch
-    achieved = dict(model_tflops=round(flops_per_second/1e12, 2))
-    versions = dict(torch=torch.__version__, python=platform.python_version(), cores=os.cpu_count())
-    if not torch.cuda.is_available(): return achieved | dict(device=platform.processor() or platform.machine()) | versions
-    return achieved | dict(utilisation=round(flops_per_second/1e12/tflops, 4), peak_GB_allocated=round(torch.cuda.max_memory_allocated()/1e9, 2),
-        peak_GB_reserved=round(torch.cuda.max_memory_reserved()/1e9, 2), device=torch.cuda.get_device_name()) | versions
+    def report(self, config: Any, tokens: float) -> dict:
+        "The figures of the run."
+        rate = (self.steps-self.warmup)*self.batch_size/(self.end-self.warm)
+        from_start = self.steps*self.batch_size/(self.end-self.start)
+        use = device_use(rate*3*forward_flops(config, tokens), self.args.tflops)
+        return dict(batch_size=self.batch_size, steps=self.steps, pairs_per_second=rate,
+                    pairs_per_second_from_start=from_start, seconds_to_first_step=self.first-self.start,
+                    tokens=tokens, **use)
 
 
 # ---- the plain loop
 
-def augmentation(size):
-    "Random crop, flip, colour jitter and rotation of a PIL image: torchvision's, or the same with Pillow where there is none."
-    try:
-        from torchvision import transforms as T
-        return T.Compose([T.Resize(size*8//7), T.RandomCrop(size), T.RandomHorizontalFlip(), T.ColorJitter(.2, .2, .2), T.RandomRotation(10)])
-    except ImportError:
+class PillowAugment:
+    "Random crop, horizontal flip, colour jitter and rotation with Pillow, where torchvision is not installed."
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __call__(self, image):
         from PIL import Image, ImageEnhance, ImageOps
-        def augment(im):
-            scale = size*8//7/min(im.size)
-            im = im.resize([round(o*scale) for o in im.size], Image.Resampling.BILINEAR)
-            left, top = random.randint(0, im.width-size), random.randint(0, im.height-size)
-            im = im.crop((left, top, left+size, top+size))
-            if random.random() < .5: im = ImageOps.mirror(im)
-            for kind in random.sample([ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color], 3): im = kind(im).enhance(random.uniform(.8, 1.2))
-            return im.rotate(random.uniform(-10, 10))
-        return augment
+        size = self.size
+        scale = size*8//7/min(image.size)
+        image = image.resize([round(edge*scale) for edge in image.size], Image.Resampling.BILINEAR)
+        left, top = random.randint(0, image.width-size), random.randint(0, image.height-size)
+        image = image.crop((left, top, left+size, top+size))
+        if random.random() < .5:
+            image = ImageOps.mirror(image)
+        enhancers = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]
+        for enhancer in random.sample(enhancers, 3):
+            image = enhancer(image).enhance(random.uniform(.8, 1.2))
+        return image.rotate(random.uniform(-10, 10))
 
 
-class Products:
+def augmentation(size: int):
+    "The augmentation of torchvision, or the same with Pillow."
+    try:
+        from torchvision import transforms
+    except ImportError:
+        return PillowAugment(size)
+    return transforms.Compose([
+        transforms.Resize(size*8//7), transforms.RandomCrop(size), transforms.RandomHorizontalFlip(),
+        transforms.ColorJitter(.2, .2, .2), transforms.RandomRotation(10)])
+
+
+class Pairs:
     "A map-style dataset of (PIL image, text)."
-    def __init__(self, images, texts, augment): self.images, self.texts, self.augment = images, texts, augment
-    def __len__(self): return len(self.images)
 
-    def __getitem__(self, i):
+    def __init__(self, images: list[str], texts: list[str], augment):
+        self.images, self.texts, self.augment = images, texts, augment
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, row):
         from PIL import Image
-        with Image.open(self.images[i]) as im: return self.augment(im.convert("RGB")), self.texts[i]
+        with Image.open(self.images[row]) as image:
+            return self.augment(image.convert('RGB')), self.texts[row]
 
 
-def plain_loop(args, batch_size, images, texts):
+class Collate:
+    "Makes a batch of tensors in a worker."
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __call__(self, pairs):
+        images, texts = (list(each) for each in zip(*pairs))
+        options = dict(padding='max_length', truncation=True, max_length=MAX_TOKENS)
+        return dict(self.processor(text=texts, images=images, return_tensors='pt', **options))
+
+
+def make_loader(args: Namespace, processor, pairs: Pairs, cuda: bool):
+    "The DataLoader of the plain loop."
+    from torch.utils.data import DataLoader
+    options = dict(prefetch_factor=args.prefetch, persistent_workers=True) if args.workers else {}
+    return DataLoader(pairs, args.batch_size[0], shuffle=True, drop_last=True, num_workers=args.workers,
+                      pin_memory=cuda, collate_fn=Collate(processor), **options)
+
+
+def endless(loader):
+    "The batches of one epoch after another."
+    while True:
+        yield from loader
+
+
+def plain_loop(args: Namespace, images: list[str], texts: list[str]) -> dict:
     import torch
     from torch.nn.functional import cross_entropy
-    from torch.utils.data import DataLoader
     from transformers import CLIPModel, CLIPProcessor
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    processor, model = CLIPProcessor.from_pretrained(args.model), CLIPModel.from_pretrained(args.model, dtype=torch.float32).to(device).train()
-    config, forward = model.config, torch.compile(model) if args.compile else model
-    clock = Clock(batch_size, max(args.warmup, args.workers), args.steps, args.seconds)
-
-    def collate(batch):
-        pictures, words = zip(*batch)
-        return dict(processor(text=list(words), images=list(pictures), return_tensors="pt", padding="max_length", truncation=True, max_length=MAX_TOKENS))
-
-    loader = DataLoader(Products(images, texts, augmentation(config.vision_config.image_size)), batch_size, shuffle=True, drop_last=True,
-        num_workers=args.workers, prefetch_factor=args.prefetch if args.workers else None, persistent_workers=args.workers > 0, pin_memory=device.type == "cuda", collate_fn=collate)
+    cuda = torch.cuda.is_available()
+    device = torch.device('cuda' if cuda else 'cpu')
+    processor = CLIPProcessor.from_pretrained(args.model)
+    model = CLIPModel.from_pretrained(args.model, dtype=torch.float32).to(device).train()
+    forward = torch.compile(model) if args.compile else model
+    clock = StepClock(args)
+    pairs = Pairs(images, texts, augmentation(model.config.vision_config.image_size))
+    loader = make_loader(args, processor, pairs, cuda)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-6)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=5*len(loader))
-    target = torch.arange(batch_size, device=device)
-    while True:
-        for batch in loader:
-            batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                out = forward(**batch)
-                loss = (cross_entropy(out.logits_per_image, target)+cross_entropy(out.logits_per_text, target))/2
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            if clock.tick(): return clock.report(config, MAX_TOKENS, args.tflops) | dict(loss=round(loss.item(), 4))
+    target = torch.arange(clock.batch_size, device=device)
+    for batch in endless(loader):
+        batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
+            out = forward(**batch)
+            loss = (cross_entropy(out.logits_per_image, target)+cross_entropy(out.logits_per_text, target))/2
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if clock.tick():
+            break
+    return clock.report(model.config, MAX_TOKENS) | dict(loss=loss.item())
 
 
 # ---- sentence-transformers
 
-def sentence_transformers(args, batch_size, images, texts):
-    import sentence_transformers, torch
-    from datasets import Dataset, Image
-    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+def ranking_loss(args: Namespace, model):
+    "MultipleNegativesRankingLoss in both directions, with gradient caching if --cached is given."
     from sentence_transformers.sentence_transformer import losses
+    both = dict(directions=('query_to_doc', 'doc_to_query'), partition_mode='per_direction')
+    if args.cached:
+        return losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.cached, **both)
+    return losses.MultipleNegativesRankingLoss(model, **both)
+
+
+def trainer_arguments(args: Namespace, folder: str, cuda: bool):
+    "Settings of the trainer: no logging, no saving, bf16 on CUDA."
+    from sentence_transformers import SentenceTransformerTrainingArguments
+    loading = dict(dataloader_num_workers=args.workers, dataloader_persistent_workers=args.workers > 0,
+                   dataloader_prefetch_factor=args.prefetch if args.workers else None,
+                   dataloader_pin_memory=cuda, dataloader_drop_last=True)
+    quiet = dict(logging_strategy='no', save_strategy='no', report_to='none', disable_tqdm=True)
+    return SentenceTransformerTrainingArguments(
+        folder, per_device_train_batch_size=args.batch_size[0], max_steps=10**6, learning_rate=5e-6,
+        lr_scheduler_type='cosine', bf16=cuda, use_cpu=not cuda, torch_compile=args.compile, **loading, **quiet)
+
+
+def sentence_transformers(args: Namespace, images: list[str], texts: list[str]) -> dict:
+    import torch
+    from datasets import Dataset, Image
+    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
     from transformers import AutoConfig, TrainerCallback
-    cuda, widths = torch.cuda.is_available(), []
-    model = SentenceTransformer(str(args.model), device="cuda" if cuda else "cpu")
-    clock = Clock(batch_size, max(args.warmup, args.workers), args.steps, args.seconds)
+    cuda = torch.cuda.is_available()
+    model = SentenceTransformer(str(args.model), device='cuda' if cuda else 'cpu')
+    clock, widths = StepClock(args), []
 
     class Tick(TrainerCallback):
-        def on_step_end(self, train_args, state, control, **kwargs): control.should_training_stop = clock.tick()
+        def on_step_end(self, _args, _state, control, **_kwargs):
+            control.should_training_stop = clock.tick()
 
     class Trainer(SentenceTransformerTrainer):
         def compute_loss(self, model, inputs, *rest, **kwargs):
-            widths.append(inputs["text_input_ids"].shape[1])
+            widths.append(inputs['text_input_ids'].shape[1])
             return super().compute_loss(model, inputs, *rest, **kwargs)
 
-    both = dict(directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction")
-    loss = losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.cached, **both) if args.cached else losses.MultipleNegativesRankingLoss(model, **both)
+    pairs = Dataset.from_dict(dict(image=images, text=texts)).cast_column('image', Image())
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(model=model, loss=loss, callbacks=[Tick()],
-            train_dataset=Dataset.from_dict(dict(image=images, text=texts)).cast_column("image", Image()),
-            args=SentenceTransformerTrainingArguments(folder, per_device_train_batch_size=batch_size, max_steps=10**6, learning_rate=5e-6, lr_scheduler_type="cosine",
-                bf16=cuda, use_cpu=not cuda, torch_compile=args.compile, dataloader_num_workers=args.workers, dataloader_persistent_workers=args.workers > 0,
-                dataloader_prefetch_factor=args.prefetch if args.workers else None, dataloader_pin_memory=cuda, dataloader_drop_last=True, logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True))
+        trainer = Trainer(model=model, loss=ranking_loss(args, model), callbacks=[Tick()], train_dataset=pairs,
+                          args=trainer_arguments(args, folder, cuda))
         trainer.train()
-    return clock.report(AutoConfig.from_pretrained(args.model), sum(widths)/len(widths), args.tflops) | dict(version=sentence_transformers.__version__)
+    return clock.report(AutoConfig.from_pretrained(args.model), sum(widths)/len(widths))
 
 
-PEERS = {"plain loop": plain_loop, "sentence-transformers": sentence_transformers}
+PEERS = {'plain loop': plain_loop, 'sentence-transformers': sentence_transformers}
 
 
-def child(script, *options):
-    "Run one measurement in a process of its own and print its line, or the end of what went wrong; returns whether it went well."
-    with tempfile.TemporaryFile("w+") as errors, subprocess.Popen([sys.executable, "-W", "ignore", script, *map(str, options)], stdout=subprocess.PIPE, stderr=errors, text=True) as process:
-        for line in process.stdout:
-            if line.startswith('{"'): print(line, end="", flush=True)
-        if process.wait():
-            errors.seek(0)
-            print(f"failed: {' '.join(map(str, options))}\n{errors.read()[-3000:]}", flush=True)
-    return process.returncode == 0
+def measure(args: Namespace):
+    "Run one peer here, and print its record."
+    os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # the workers of the loaders are forked
+    found = PEERS[args.how](args, *read_catalogue(args.catalogue))
+    print_record(name=args.how, compiled=args.compile, cached=args.cached, workers=args.workers, **found)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("catalogue", type=Path)
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="PEER", help=" or ".join(f"'{o}'" for o in PEERS))
-    parser.add_argument("--batch-size", type=int, nargs="+", default=[32, 1024])
-    parser.add_argument("--steps", type=int, help="steps to time after the warm-up; else --seconds counts")
-    parser.add_argument("--seconds", type=float, default=60, help="time to run after the warm-up")
-    parser.add_argument("--warmup", type=int, default=10, help="steps that don't count, at least")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that load data")
-    parser.add_argument("--prefetch", type=int, default=2, help="batches that each of them keeps ready, in shared memory: 0.6 GB each at a batch size of 1024")
-    parser.add_argument("--model", type=Path, help="folder of the model; made if it isn't there")
-    parser.add_argument("--tiny", action="store_true", help="make a tiny model instead of ViT-B/32, to try the script out")
-    parser.add_argument("--compile", action="store_true", help="let torch.compile work on the model")
-    parser.add_argument("--cached", type=int, metavar="N", help="sentence-transformers with gradient caching, N pairs at a time")
-    parser.add_argument("--tflops", type=float, default=790, help="what the device reaches in bf16, in TFLOP/s")
-    parser.add_argument("--how", help=argparse.SUPPRESS)
+    parser = benchmark_parser(__doc__)
+    parser.add_argument('catalogue', type=Path)
+    parser.add_argument('--peers', nargs='+', choices=PEERS, default=list(PEERS), metavar='PEER',
+                        help=' or '.join(map(repr, PEERS)))
+    parser.add_argument('--batch-size', type=int, nargs='+', default=[32, 1024])
+    parser.add_argument('--steps', type=int, help='number of timed steps, in place of --seconds')
+    parser.add_argument('--seconds', type=float, default=60, help='length of the timed part')
+    parser.add_argument('--warmup', type=int, default=10, help='number of steps before the timed part, at least')
+    parser.add_argument('--workers', type=int, default=os.cpu_count(), help='number of processes that load data')
+    parser.add_argument('--prefetch', type=int, default=2, metavar='N',
+                        help='batches that each worker keeps ready, in shared memory: 0.6 GB each at 1024')
+    parser.add_argument('--model', type=Path, help='folder of the model; created if it does not exist')
+    parser.add_argument('--tiny', action='store_true', help='create a tiny model instead of ViT-B/32, for a trial')
+    parser.add_argument('--compile', action='store_true', help='compile the model with torch.compile')
+    parser.add_argument('--cached', type=int, metavar='N', help='mini-batch of the cached loss')
+    parser.add_argument('--tflops', type=float, default=790, help='what the device reaches in bf16, in TFLOP/s')
+    parser.add_argument('--how', choices=['model', *PEERS], help=SUPPRESS)
     args = parser.parse_args()
-    if args.how == "make model": return make_model(args.model, read_catalogue(args.catalogue)[1], args.tiny)
+    os.environ.update(OFFLINE)
+    if args.how == 'model':
+        save_random_model(args.model, read_catalogue(args.catalogue)[1], 'tiny' if args.tiny else 'vit-b-32')
+        return
     if args.how:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"      # the loaders' workers are forked
-        result = PEERS[args.how](args, args.batch_size[0], *read_catalogue(args.catalogue))
-        return print(json.dumps(dict(name=args.how, compiled=args.compile, cached=args.cached, workers=args.workers) | result))
-    with tempfile.TemporaryDirectory() as folder:
-        args.model = args.model or Path(folder)/"model"
-        options = [args.catalogue, "--model", args.model, "--warmup", args.warmup, "--workers", args.workers, "--prefetch", args.prefetch, "--tflops", args.tflops, "--seconds", args.seconds]
-        options += [o for name in ("steps", "cached") if getattr(args, name) for o in (f"--{name}", getattr(args, name))]
-        options += [f"--{name}" for name in ("tiny", "compile") if getattr(args, name)]
-        if not (args.model/"config.json").exists() and not child(__file__, *options, "--how", "make model"): sys.exit(1)
+        measure(args)
+        return
+    with tempfile.TemporaryDirectory() as folder, Results(args, 'sentence-transformers') as results:
+        model = args.model or Path(folder)/'model'
+        results.measure('--model', model, '--how', 'model', required=True)
         for batch_size in args.batch_size:
-            for how in args.peers: child(__file__, *options, "--batch-size", batch_size, "--how", how)
+            for peer in args.peers:
+                results.measure('--model', model, '--batch-size', batch_size, '--how', peer)
 
 
-if __name__ == "__main__": main()
+if __name__ == '__main__':
+    main()

@@ -1,47 +1,53 @@
-"""What helps when a CLIP is fine-tuned on real products: the recipe, each addition alone, all that help together, and WiSE-FT.
+"""What improves fine-tuning on real products: the recipe, each addition alone, additions together, and WiSE-FT.
 
-    python benchmarks/training_quality.py CATALOGUE --out FOLDER [--workers 5] [--seeds 3] [--only recipe twins combined] [--seconds 240]
+    python benchmarks/training_quality.py CATALOGUE --out FOLDER [--workers 5] [--seeds 3] [--seconds 240]
+        [--only recipe duplicates combined]
 
-CATALOGUE is an archive or a folder with data.csv, pictures, and styles.csv, whose column baseColour is needed. Pretrained
-weights aren't: the script makes the situation of somebody who fine-tunes. The categories are divided. "elsewhere" (shoes,
-watches, bags, shirts, underwear, cosmetics ...) is the world that a mid-size CLIP (16 M parameters, pictures of 64 x 64) is
-pretrained on, from random weights. "home" (HOME below: T-shirts, tops, dresses, skirts, trousers ...) is the shop that it is then
-fine-tuned for. Both times by clip_ft's train(). The split is that of clip_ft_preprocess; results are on its test part, with
-all test products of both worlds in the gallery.
+CATALOGUE is an archive or a folder with data.csv, images, and styles.csv with the column baseColour. Instead of
+loading pretrained weights, the script creates the situation of fine-tuning. The categories are divided in two: a
+CLIP of 16 M parameters (images of 64 x 64 pixels) is pretrained on the categories called "elsewhere" (shoes,
+watches, bags, shirts, underwear, cosmetics ...), from random weights, and fine-tuned on those called "home" (HOME
+below: T-shirts, tops, dresses, skirts, trousers ...); both with train() of clip_ft. The split is that of
+clip_ft_preprocess. Metrics are measured on its test products, with those of both parts in the gallery.
 
-recipe: full texts only, batches at random, twins not known as twins, AdamW, cosine, augmentation, the epoch with the lowest
-validation loss. To keep it short it runs --epochs 3 with --batch-size 64, and because the model is small, at --lr 1e-4; the
-recipe's own 5 epochs, 32 and 5e-6 are for ViT-B/32. Each addition alone is the recipe with one thing changed:
-    twins           products with the same name, description or picture are right answers for each other
-    texts           TrainConfig's mix of names, sentences, full texts and short phrases
-    hard_negatives  batches of clusters of 8 that the model confuses (with twins unknown, twins are among them)
-    batch           --big-batch 256 products, the rate times the square root of the ratio
+recipe: full texts only, random batches, duplicates not treated as duplicates, AdamW, cosine schedule, augmentation,
+the epoch with the lowest validation loss. To save time it runs --epochs 3 with --batch-size 64, and because the
+model is small, with --lr 1e-4; the 5 epochs, 32 and 5e-6 of the published recipe are meant for ViT-B/32. Each
+addition changes one thing:
+
+    duplicates      products with the same name, description or image are right answers for each other
+    texts           the mix of names, sentences, full texts and short phrases that is the default of TrainConfig
+    hard_negatives  batches of clusters of 8 similar products (duplicates among them, unless they are treated as such)
+    batch           --big-batch 256 products, learning rate times the square root of the ratio
     layer_decay     0.8
     freeze_vision   the first 2 of the 6 layers of the vision tower
     ema             0.99
-    lora            rank 8, at ten times the rate: corrections start at zero
+    lora            rank 8, at ten times the learning rate, because corrections start at zero
     weight_decay    0.1
-    plain_pictures  pictures shown as they are, without augmentation
-combined is the recipe with all of --combine; combined-X is that without X. before is the pretrained model. Every variant runs
-with --seeds seeds, which decide batches, augmentation and the validation part; train and test are the same for all.
+    plain_images    no augmentation
 
-Queries: names (display names) and full texts, where the product and its twins are right; and short ones, "blue jeans": every
-combination of colour and category that occurs, every product that has both is right. hit_rate@k is the share of queries with
-a right answer among the first k; precision@5 is the share of right ones among the first 5, or of as many as there are if
-fewer. confusion: of the first 5 answers to "red dresses", how many are nightdresses, and so on for PAIRS, both ways.
-Queries count as home or elsewhere by their product. Intervals: 95 %, bootstrap over queries, each the mean of its seeds;
-differences are paired, query by query. They say nothing about how another training would turn out; the seeds' own spread is
-in the JSON (sd).
+combined is the recipe with all of --combine; combined-X is that without X. before is the pretrained model. Every
+variant runs with --seeds seeds, which decide batches, augmentation and the validation products; training and test
+products are the same for all.
 
-WiSE-FT: weights between those before and after fine-tuning, alpha from 0 to 1, of recipe and combined. alpha is chosen on
-products that train() set aside, by the mean of the Recall@5 of home's and elsewhere's names; the test part is only shown.
+Queries are names (display names) and full texts, for which a product and its duplicates are right, and short phrases
+such as "blue jeans": every combination of colour and category, for which every product that has both is right.
+precision@5 is the share of right answers among the first 5, or among as many as there are. confusion: the share of
+the first 5 answers to "red dresses" that are nightdresses, and so on for PAIRS, in both directions. A query belongs
+to home or elsewhere by its product. Intervals are 95 % bootstrap intervals over queries, whose value is the mean of
+the seeds; differences are paired by query. They do not cover the variation between trainings; the standard deviation
+over seeds is in the records (sd).
 
-Each run prints a line of JSON when it ends, in the order of seeds, so that a run cut short is complete for some seeds; after
---seconds no new run begins. Tables in Markdown come last, and OUT gets them too (quality.md), with the curve (wise_ft.png,
-wise_ft.json) and the figures of each query (runs/); --table makes them again from what is in OUT. Results of other variants that OUT holds already are in the tables too: a second
-call with --only adds to the first, if it has the same --root, and so the same pretrained model.
+WiSE-FT: the weights between those before (alpha 0) and after fine-tuning (alpha 1), for recipe and combined. alpha
+is chosen on products that train() set aside, by the mean hit_rate@5 of the names of home and elsewhere; the test
+products decide nothing.
+
+Each run prints a record when it ends. Runs go by seed, so that a call that is cut short is complete for some seeds;
+after --seconds no new run starts. Tables in Markdown follow, which are also written to --out (quality.md), with the
+curve (wise_ft.png, wise_ft.json) and the values of each query (runs/). --table only prints the tables again. Results
+of other variants in --out are included: a second call with --only adds to the first, if it has the same --root and
+so the same pretrained model.
 """
-import argparse
 import json
 import math
 import os
@@ -49,400 +55,478 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
-from functools import lru_cache
+from argparse import SUPPRESS, Namespace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
+from common import (
+    OFFLINE,
+    Results,
+    benchmark_parser,
+    bootstrap_interval,
+    load_parts,
+    prepare_split,
+    print_record,
+    random_model,
+    silent,
+)
 
-HOME = ("Tshirts", "Lounge Tshirts", "Tops", "Camisoles", "Tunics", "Kurtas", "Kurtis", "Dresses", "Nightdress", "Night suits", "Baby Dolls", "Jumpsuit", "Rompers",
-    "Skirts", "Shorts", "Lounge Shorts", "Capris", "Jeans", "Jeggings", "Leggings", "Tights", "Trousers", "Track Pants", "Lounge Pants", "Tracksuits",
-    "Sweatshirts", "Sweaters", "Jackets", "Shrug")
-PAIRS = (("Dresses", "Nightdress"), ("Skirts", "Shorts"), ("Tops", "Tunics"))
-ADDITIONS = ("twins", "texts", "hard_negatives", "batch", "layer_decay", "freeze_vision", "ema", "lora", "weight_decay", "plain_pictures")
-CURVES = ("recipe", "combined")     # whose weights are mixed with those before
-ALPHAS = [round(.1*o, 1) for o in range(11)]
+HOME = (
+    'Tshirts', 'Lounge Tshirts', 'Tops', 'Camisoles', 'Tunics', 'Kurtas', 'Kurtis', 'Dresses', 'Nightdress',
+    'Night suits', 'Baby Dolls', 'Jumpsuit', 'Rompers', 'Skirts', 'Shorts', 'Lounge Shorts', 'Capris', 'Jeans',
+    'Jeggings', 'Leggings', 'Tights', 'Trousers', 'Track Pants', 'Lounge Pants', 'Tracksuits', 'Sweatshirts',
+    'Sweaters', 'Jackets', 'Shrug')
+PAIRS = (('Dresses', 'Nightdress'), ('Skirts', 'Shorts'), ('Tops', 'Tunics'))
+OTHER = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
+ADDITIONS = ('duplicates', 'texts', 'hard_negatives', 'batch', 'layer_decay', 'freeze_vision', 'ema', 'lora',
+             'weight_decay', 'plain_images')
+KINDS = ('names', 'full texts', 'short')
+SIDES = ('home', 'elsewhere')
+CURVES = ('recipe', 'combined')  # variants whose weights are interpolated
+ALPHAS = [round(.1*i, 1) for i in range(11)]
 
 
-# ---- the two worlds, and the model that knows one of them
-
-class Worlds:
-    "The products of both worlds, split."
-    def __init__(self, root):
-        from clip_ft.core import Paths
-        from clip_ft.data import catalogue_folder, image_folder, load_split
-        self.paths = Paths(root)
-        products, self.test = load_split(self.paths)
-        self.images = image_folder(catalogue_folder(self.paths), self.test)
-        home = products["category"].isin(HOME)
-        self.home, self.elsewhere = (o.reset_index(drop=True) for o in (products[home], products[~home]))
-        self.few = self.test.head(64)      # what train() measures by itself; the whole test part is measured here
+def seconds_since(start: float) -> float:
+    return time.perf_counter()-start
 
 
-class Gallery:
-    "Pictures that are searched, and what is right for each name."
-    def __init__(self, worlds, products, processor, device):
-        from clip_ft.data import duplicate_groups
+# ---- data and the pretrained model
+
+class Parts:
+    "The products of both parts, split."
+
+    def __init__(self, root: Path):
+        self.paths, products, self.test, self.image_dir = load_parts(root)
+        home = products['category'].isin(HOME)
+        self.home, self.elsewhere = (products[rows].reset_index(drop=True) for rows in (home, ~home))
+        self.few = self.test.head(64)  # what train() measures; all test products are measured here
+
+
+class TestGallery:
+    "Images that are searched, and the right answers for the name of each product."
+
+    def __init__(self, parts: Parts, products: pd.DataFrame, processor, device):
+        from clip_ft.data import duplicate_groups, image_paths
         from clip_ft.dataset import PixelCache, ResizeSpec, to_device
         from clip_ft.metrics import relevant_rows
-        from clip_ft.data import image_paths
-        self.products, self.home = products.reset_index(drop=True), products["category"].isin(HOME).to_numpy()
-        cache = PixelCache.build(image_paths(products, worlds.images), ResizeSpec.from_processor(processor), worlds.paths.pixels)
-        self.pixels, self.relevant = to_device(cache.pixels, device), relevant_rows(duplicate_groups(self.products))
-
-
-def make_model(texts, args):
-    "A CLIP with random weights and its processor, as `tiny_model` makes one, but larger."
-    import torch
-    from clip_ft.model import _tiny_tokenizer, tiny_model
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
-    if args.tiny: return tiny_model(texts)
-    tokenizer = _tiny_tokenizer(texts, 8000)
-    ids = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    tower = lambda width, layers: dict(hidden_size=width, intermediate_size=4*width, num_hidden_layers=layers, num_attention_heads=width//64, projection_dim=256)
-    torch.manual_seed(0)
-    model = CLIPModel(CLIPConfig(projection_dim=256, text_config=dict(tower(256, 4), vocab_size=len(tokenizer), **ids), vision_config=dict(tower(384, 6), image_size=64, patch_size=8)))
-    model.name_or_path = "pretrained elsewhere"
-    return model.eval(), CLIPProcessor(image_processor=CLIPImageProcessor(size=dict(shortest_edge=64), crop_size=dict(height=64, width=64)), tokenizer=tokenizer)
-
-
-def lighter_train():
-    "train() without what only an interrupted run or a person who watches needs; and no text is tokenized twice by a process, which has one tokenizer."
-    from clip_ft import dataset, model, training
-    bar, make, known = training.tqdm, dataset.Tokens, {}
-    quiet = lambda *args, **options: bar(*args, **options | dict(disable=True))
-
-    def tokens(processor, texts, **options):
-        key = hash(tuple(texts)), len(texts), str(options)
-        if key not in known: known[key] = make(processor, texts, **options)
-        return known[key]
-
-    dataset.Tokens = training.Tokens = tokens     # what train() makes; model.py needs the class itself
-    training.tqdm = model.tqdm = quiet
-    training.save_history = lambda *_: None
-    training.Loop.snapshot = lambda _: None
+        self.products = products.reset_index(drop=True)
+        self.home = self.products['category'].isin(HOME).to_numpy()
+        files, spec = image_paths(self.products, parts.image_dir), ResizeSpec.from_processor(processor)
+        self.pixels = to_device(PixelCache.build(files, spec, parts.paths.pixels).pixels, device)
+        self.relevant = relevant_rows(duplicate_groups(self.products))
 
 
 @contextmanager
-def twins_unknown(hide=True):
-    "Inside, train() takes each product for one of a kind: in the loss, in the choice of batches and in what it measures. What is set aside is still cut between twins."
-    from clip_ft import trainer, training
-    groups, loss = training.duplicate_groups, trainer.model_loss
-    if hide:
-        trainer.duplicate_groups = training.duplicate_groups = lambda products: np.arange(len(products), dtype=np.int64)
-        trainer.model_loss = lambda model, image_embeds, text_embeds, _=None, rows=slice(None): loss(model, image_embeds, text_embeds, None, rows)
-    try: yield
-    finally: trainer.duplicate_groups, training.duplicate_groups, trainer.model_loss = groups, groups, loss
+def ignoring_duplicates() -> Iterator[None]:
+    "Inside the with block, train() treats no products as duplicates, except where it sets validation products aside."
+    from clip_ft import batches, metrics, training
+
+    def all_different(products):
+        return np.arange(len(products), dtype=np.int64)
+
+    def loss_without_groups(model, image_embeds, text_embeds, **options):
+        return model_loss(model, image_embeds, text_embeds, **options | dict(groups=None))
+
+    model_loss = training.model_loss
+    with ExitStack() as stack:
+        for module in (batches, metrics):
+            stack.enter_context(patch.object(module, 'duplicate_groups', all_different))
+        stack.enter_context(patch.object(training, 'model_loss', loss_without_groups))
+        yield
 
 
-def fit(model, processor, products, worlds, config):
-    "train() on these products; checkpoints go to a folder that is removed, pixels to the one that all runs share."
+def fit(model, processor, products: pd.DataFrame, parts: Parts, config) -> pd.DataFrame:
+    "train() on these products, without snapshots; checkpoints go to a temporary folder, pixels to the shared one."
     from clip_ft.core import Paths
-    from clip_ft.training import train
-    with tempfile.TemporaryDirectory() as folder:
+    from clip_ft.training import Trainer, train
+    with tempfile.TemporaryDirectory() as folder, patch.object(Trainer, 'save_snapshot'), silent():
         paths = Paths(folder)
-        paths.pixels = worlds.paths.pixels
-        return train(model, processor, products, worlds.few, worlds.images, paths, config, fresh=True)
+        paths.pixels = parts.paths.pixels
+        return train(model, processor, products, parts.few, parts.image_dir, paths, config, fresh=True)
 
 
-def pretrain_config(args):
+def pretrain_config(args: Namespace):
     from clip_ft.training import TrainConfig
-    return TrainConfig(epochs=args.pretrain_epochs, patience=args.pretrain_epochs, batch_size=args.pretrain_batch, lr=args.pretrain_lr)
+    epochs = args.pretrain_epochs
+    return TrainConfig(epochs=epochs, patience=epochs, batch_size=args.pretrain_batch, lr=args.pretrain_lr)
 
 
-def prepare(args):
-    "Bring in and split the catalogue, pretrain, and decode every picture that the runs will want, where that isn't done yet."
-    from clip_ft.core import Paths
-    from clip_ft.data import preprocess
-    from clip_ft.sources import get_data
-    from clip_ft.model import default_device, load_model, save_model
-    start, paths = time.perf_counter(), Paths(args.root)
-    get_data(args.catalogue, paths, 1500 if args.tiny else None)
-    if not paths.train_csv.exists(): preprocess(paths)
-    worlds = Worlds(args.root)
-    say(event="split", home=len(worlds.home), elsewhere=len(worlds.elsewhere), test=len(worlds.test), test_home=int(worlds.test["category"].isin(HOME).sum()), seconds=since(start))
-    if not (args.model/"config.json").exists():
-        start = time.perf_counter()
-        model, processor = make_model(pd.concat([worlds.elsewhere, worlds.home])["full_text"], args)
-        history = fit(model.to(default_device()), processor, worlds.elsewhere, worlds, pretrain_config(args))
-        save_model(args.model, model, processor)
-        say(event="pretrained", parameters=sum(p.numel() for p in model.parameters()), seconds=since(start), **history[history.kept].iloc[0].filter(like="val_").astype(float).round(4))
+def pretrain(args: Namespace, parts: Parts, results: Results):
+    "Train a model on the elsewhere part, and save it."
+    from clip_ft.model import default_device, save_model
     start = time.perf_counter()
-    model, processor = load_model(args.model, "cpu")
-    for products in (worlds.home, worlds.few, worlds.test, *curve_parts(worlds, args).values()): Gallery(worlds, products, processor, "cpu")
-    say(event="decoded", seconds=since(start))
+    texts = pd.concat([parts.elsewhere, parts.home])['full_text']
+    model, processor = random_model(texts, 'tiny' if args.tiny else 'small-images')
+    history = fit(model.to(default_device()), processor, parts.elsewhere, parts, pretrain_config(args))
+    save_model(args.model, model, processor)
+    kept = history[history.kept].iloc[0].filter(like='val_').astype(float)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    results.add(event='pretrained', parameters=parameters, seconds=seconds_since(start), **kept)
+
+
+def prepare(args: Namespace, results: Results):
+    "Split the catalogue, pretrain, and decode the images of all runs, unless that is done."
+    from clip_ft.model import load_model
+    start = time.perf_counter()
+    prepare_split(args.root, args.catalogue, 1500 if args.tiny else None)
+    parts = Parts(args.root)
+    sizes = dict(home=len(parts.home), elsewhere=len(parts.elsewhere), test=len(parts.test))
+    results.add(event='split', **sizes, test_home=parts.test['category'].isin(HOME).sum(), seconds=seconds_since(start))
+    if not (args.model/'config.json').exists():
+        pretrain(args, parts, results)
+    start = time.perf_counter()
+    processor = load_model(args.model, 'cpu')[1]
+    for products in (parts.home, parts.few, parts.test, alpha_products(parts, args)):
+        TestGallery(parts, products, processor, 'cpu')
+    results.add(event='decoded', seconds=seconds_since(start))
 
 
 # ---- the runs
 
-def variants(args):
-    "Name -> (settings of TrainConfig, whether twins are known); None for the pretrained model itself."
+def changes(args: Namespace) -> dict[str, dict]:
+    "Addition -> settings of TrainConfig that it changes."
     from clip_ft.training import TrainConfig
-    recipe = dict(texts=dict(full_text=1), epochs=args.epochs, batch_size=args.batch_size, lr=args.lr)
-    changes = dict(twins={}, texts=dict(texts=TrainConfig().texts), hard_negatives=dict(hard_negatives=8), batch=dict(batch_size=args.big_batch, lr=args.lr*math.sqrt(args.big_batch/args.batch_size)),
-        layer_decay=dict(layer_decay=.8), freeze_vision=dict(freeze_vision=2), ema=dict(ema=.99), lora=dict(lora=8, lr=10*args.lr), weight_decay=dict(weight_decay=.1), plain_pictures=dict(augment=False))
-    several = lambda names: ({k: v for o in [recipe, *(changes[o] for o in names)] for k, v in o.items()}, "twins" in names)
-    found = dict(before=None, recipe=several([])) | {o: several([o]) for o in ADDITIONS} | dict(combined=several(args.combine))
-    return found | {f"combined-{o}": several([p for p in args.combine if p != o]) for o in args.combine}
+    return dict(
+        duplicates={}, texts=dict(texts=TrainConfig().texts), hard_negatives=dict(hard_negative_size=8),
+        batch=dict(batch_size=args.big_batch, lr=args.lr*math.sqrt(args.big_batch/args.batch_size)),
+        layer_decay=dict(layer_decay=.8), freeze_vision=dict(freeze_vision=2), ema=dict(ema=.99),
+        lora=dict(lora=8, lr=10*args.lr), weight_decay=dict(weight_decay=.1), plain_images=dict(augment=False))
 
 
-def runs(args):
-    "(variant, seed) of everything to do, the first seed of all before the second of any."
+def variants(args: Namespace) -> dict[str, tuple | None]:
+    "Name -> additions; None for the pretrained model."
+    found = dict(before=None, recipe=()) | {name: (name,) for name in ADDITIONS} | dict(combined=tuple(args.combine))
+    for left_out in args.combine:
+        found[f'combined-{left_out}'] = tuple(name for name in args.combine if name != left_out)
+    return found
+
+
+def config_of(additions: tuple, seed: int, args: Namespace):
+    "The TrainConfig of a variant."
+    from clip_ft.training import TrainConfig
+    settings = dict(texts=dict(full_text=1), epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, seed=42+seed)
+    for name in additions:
+        settings |= changes(args)[name]
+    return TrainConfig(**settings)
+
+
+def runs(args: Namespace) -> list[tuple[str, int]]:
+    "Variant and seed of all runs, the first seed of all variants before the second of any."
     names = args.only or list(variants(args))
-    return [(o, seed) for seed in range(args.seeds) for o in names if seed == 0 or o != "before"]
+    return [(name, seed) for seed in range(args.seeds) for name in names if seed == 0 or name != 'before']
 
 
-def work(args):
-    "Take one run after the other that nobody has taken yet."
+def claim(path: Path) -> bool:
+    "Create a file; False if another process was first."
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def work(args: Namespace):
+    "Do one run after another that no other process has claimed."
     import torch
-    from clip_ft.model import load_model
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    lighter_train()
-    worlds, table = Worlds(args.root), variants(args)
+
+    from clip_ft.model import load_model, model_device
+    torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
+    parts = Parts(args.root)
     model, processor = load_model(args.model)
-    test = Gallery(worlds, worlds.test, processor, next(model.parameters()).device)
-    short = short_queries(test)
+    test = TestGallery(parts, parts.test, processor, model_device(model))
     for number, (name, seed) in enumerate(runs(args)):
-        if time.time() > args.until: return
-        try: (args.out/"runs"/f"{number}.taken").touch(exist_ok=False)
-        except FileExistsError: continue
-        try: run(args, worlds, test, short, name, seed, table[name])
-        except Exception as e:
-            say(variant=name, seed=seed, error=f"{type(e).__name__}: {e}")
-            if "CUDA" in str(e): raise       # this process can't go on; the other processes do
+        if time.time() > args.until:
+            return
+        if not claim(args.out/'runs'/f'{number}.taken'):
+            continue
+        try:
+            run(args, parts, test, name, seed)
+        except Exception as error:
+            print_record(variant=name, seed=seed, error=f'{type(error).__name__}: {error}')
+            if 'CUDA' in str(error):
+                raise  # this process cannot continue; the others do
 
 
-def run(args, worlds, test, short, name, seed, settings):
-    "Fine-tune, measure, write down."
+def run(args: Namespace, parts: Parts, test: TestGallery, name: str, seed: int):
+    "Fine-tune, measure, and write the results."
     from clip_ft.model import load_model, save_model
-    from clip_ft.training import TrainConfig
-    start = time.perf_counter()
+    start, notes, additions = time.perf_counter(), {}, variants(args)[name]
     model, processor = load_model(args.model)
-    base, notes = {k: v.clone() for k, v in model.state_dict().items()}, {}
-    if settings:
-        config = TrainConfig(seed=42+seed, **settings[0])
-        with twins_unknown(not settings[1]): history = fit(model, processor, worlds.home, worlds, config)
-        notes = dict(train_seconds=since(start), steps=int(history.step.max()), kept=int(history.epoch[history.kept].iloc[0]))
-    if (name, seed) == ("combined", 0): save_model(args.out/"combined", model, processor)
-    values = evaluate(model, processor, test, short)
-    np.savez(args.out/"runs"/f"{name}.{seed}.npz", **values)
-    say(variant=name, seed=seed, seconds=since(start), **notes, **{k: round(float(v.mean()), 4) for k, v in values.items()})
-    if name not in CURVES: return
-    points = curve(model, processor, base, dict(test=test) | {k: Gallery(worlds, o, processor, test.pixels.device) for k, o in curve_parts(worlds, args, seed).items()})
-    (args.out/"runs"/f"{name}.{seed}.json").write_text(json.dumps(points))
-    say(curve=name, seed=seed, seconds=since(start), points=points)
+    base = {key: value.clone() for key, value in model.state_dict().items()}
+    if additions is not None:
+        with ExitStack() as stack:
+            if 'duplicates' not in additions:
+                stack.enter_context(ignoring_duplicates())
+            history = fit(model, processor, parts.home, parts, config_of(additions, seed, args))
+        kept = history.epoch[history.kept].iloc[0]
+        notes = dict(train_seconds=seconds_since(start), steps=history.step.max(), kept=kept)
+    if (name, seed) == ('combined', 0):
+        save_model(args.out/'combined', model, processor)
+    values = evaluate(model, processor, test)
+    np.savez(args.out/'runs'/f'{name}.{seed}.npz', **values)
+    means = {metric: each.mean() for metric, each in values.items()}
+    print_record(variant=name, seed=seed, seconds=seconds_since(start), **notes, **means)
+    if name in CURVES:
+        validation = TestGallery(parts, alpha_products(parts, args, seed), processor, test.pixels.device)
+        points = curve(model, processor, base, dict(test=test, validation=validation))
+        (args.out/'runs'/f'{name}.{seed}.json').write_text(json.dumps(points))
+        print_record(curve=name, seed=seed, seconds=seconds_since(start), points=points)
 
 
-# ---- what is measured
+# ---- metrics
 
-def short_queries(gallery):
-    "(texts, the rows that are right, category of each): every combination of colour and category in the gallery."
-    from clip_ft.texts import attribute_phrases
-    products = gallery.products
-    phrases = attribute_phrases(products)["colour"][~products["baseColour"].str.strip().isin(["", "NA"])]
-    found = phrases.groupby(phrases).indices
-    rows = [phrases.index.to_numpy()[o] for o in found.values()]
-    return list(found), rows, products["category"].to_numpy()[[o[0] for o in rows]]
+def by_side(kind: str, home: np.ndarray, **metrics: np.ndarray) -> dict[str, np.ndarray]:
+    "The metrics of each query, separately for home and elsewhere."
+    values = {}
+    for side, rows in zip(SIDES, (home, ~home)):
+        values |= {f'{kind} {side} {name}': each[rows].astype(np.float32) for name, each in metrics.items()}
+    return values
 
 
-def with_ranks(kind, home, ranks):
-    "The figures of each query, home's and elsewhere's apart."
-    figures = {f"hit_rate@{k}": ranks <= k for k in (1, 5, 10)} | dict(mrr=1/ranks)
-    return {f"{kind} {side} {k}": v[mine].astype(np.float32) for side, mine in (("home", home), ("elsewhere", ~home)) for k, v in figures.items()}
+def rank_values(best: np.ndarray) -> dict[str, np.ndarray]:
+    "Metrics of each query from the rank of its best right answer."
+    return {f'hit_rate@{k}': best <= k for k in (1, 5, 10)} | dict(mrr=1/best)
 
 
-def evaluate(model, processor, test, short):
-    "Name of a figure -> its value for each query."
-    from clip_ft.metrics import rank_relevant
+def evaluate(model, processor, test: TestGallery) -> dict[str, np.ndarray]:
+    "Metric -> its value for each query."
     from clip_ft.encode import embed_images, embed_texts
-    images, values = embed_images(model, processor, test.pixels, progress=False), {}
-    for kind, column in (("names", "display name"), ("full texts", "full_text")):
-        values |= with_ranks(kind, test.home, rank_relevant(embed_texts(model, processor, test.products[column]), images, test.relevant).best)
-    texts, relevant, categories = short
-    queries, home = embed_texts(model, processor, texts), np.isin(categories, HOME)
-    values |= with_ranks("short", home, rank_relevant(queries, images, relevant).best)
-    top = np.argsort(-(queries @ images.T), axis=1, kind="stable")[:, :5]
-    precision = np.array([np.isin(t, r).sum()/min(5, len(r)) for t, r in zip(top, relevant)], np.float32)
-    values |= {"short home precision@5": precision[home], "short elsewhere precision@5": precision[~home]}
-    shown, other = test.products["category"].to_numpy()[top], {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
-    confused = (shown == np.array([other.get(o, "") for o in categories], object)[:, None]).mean(1).astype(np.float32)
-    for pair in PAIRS: values["confusion "+"/".join(pair)] = confused[np.isin(categories, pair)]
-    values["confusion all"] = confused[np.isin(categories, list(other))]
-    return {k: v for k, v in values.items() if len(v)}
-
-
-def curve_parts(worlds, args, seed=0):
-    "What alpha is chosen on: products of both worlds that no training step has seen."
-    from clip_ft.data import split_products
-    from clip_ft.training import TrainConfig
-    config, first = TrainConfig(seed=42+seed), pretrain_config(args)
-    parts = split_products(worlds.home, config.val_size, config.seed)[1], split_products(worlds.elsewhere, first.val_size, first.seed)[1]
-    return dict(validation=pd.concat(parts, ignore_index=True))
-
-
-def curve(model, processor, base, parts):
-    "Recall@5 of names at each alpha, a dict a point; the model has its own weights again afterwards."
     from clip_ft.metrics import rank_relevant
+    from clip_ft.queries import attribute_queries
+    image_embeds, values = embed_images(model, processor, test.pixels, progress=False), {}
+    for kind, column in zip(KINDS, ('display name', 'full_text')):
+        ranking = rank_relevant(embed_texts(model, processor, test.products[column]), image_embeds, test.relevant)
+        values |= by_side(kind, test.home, **rank_values(ranking.best))
+    short, categories = attribute_queries(test.products, 'colour'), test.products['category'].to_numpy()
+    ranking = rank_relevant(embed_texts(model, processor, short.texts), image_embeds, short.relevant, top_k=5)
+    right = [np.isin(rows, relevant).sum()/min(5, len(relevant)) for rows, relevant in zip(ranking.top, short.relevant)]
+    asked = categories[short.rows]
+    metrics = rank_values(ranking.best) | {'precision@5': np.array(right)}
+    values |= by_side('short', np.isin(asked, HOME), **metrics)
+    other = np.array([OTHER.get(category, '') for category in asked])
+    confused = (categories[ranking.top] == other[:, None]).mean(1).astype(np.float32)
+    groups = {'/'.join(pair): pair for pair in PAIRS} | dict(all=tuple(OTHER))
+    values |= {f'confusion {name}': confused[np.isin(asked, group)] for name, group in groups.items()}
+    return {name: each for name, each in values.items() if len(each)}
+
+
+def alpha_products(parts: Parts, args: Namespace, seed: int = 0) -> pd.DataFrame:
+    "The products that alpha is chosen on: of both parts, set aside by train()."
+    from clip_ft.data import split_products
+    first, config = pretrain_config(args), config_of((), seed, args)
+    home = split_products(parts.home, config.val_size, config.seed)[1]
+    elsewhere = split_products(parts.elsewhere, first.val_size, first.seed)[1]
+    return pd.concat([home, elsewhere], ignore_index=True)
+
+
+def curve(model, processor, base: dict, galleries: dict[str, TestGallery]) -> list[dict]:
+    "hit_rate@5 of names at each alpha; the model has its own weights again afterwards."
     from clip_ft.checkpoints import interpolate_weights
     from clip_ft.encode import embed_images, embed_texts
-    tuned, points = {k: v.clone() for k, v in model.state_dict().items()}, []
+    from clip_ft.metrics import rank_relevant
+    tuned, points = {key: value.clone() for key, value in model.state_dict().items()}, []
     for alpha in ALPHAS:
         model.load_state_dict(interpolate_weights(base, tuned, alpha))
         point = dict(alpha=alpha)
-        for part, gallery in parts.items():
-            hits = rank_relevant(embed_texts(model, processor, gallery.products["display name"]), embed_images(model, processor, gallery.pixels, progress=False), gallery.relevant).best <= 5
-            point |= {f"{part} home": round(float(hits[gallery.home].mean()), 4), f"{part} elsewhere": round(float(hits[~gallery.home].mean()), 4)}
+        for name, gallery in galleries.items():
+            text_embeds = embed_texts(model, processor, gallery.products['display name'])
+            image_embeds = embed_images(model, processor, gallery.pixels, progress=False)
+            hits = rank_relevant(text_embeds, image_embeds, gallery.relevant).best <= 5
+            for side, rows in zip(SIDES, (gallery.home, ~gallery.home)):
+                point[f'{name} {side}'] = float(hits[rows].mean())
         points.append(point)
     model.load_state_dict(tuned)
     return points
 
 
-# ---- tables and pictures
+# ---- tables and the plot
 
-@lru_cache(None)
-def weights(n, draws=1000):
-    "How often each of `n` queries is drawn, in `draws` bootstrap samples, as shares."
-    return (np.random.default_rng(0).multinomial(n, np.full(n, 1/n), draws)/n).astype(np.float32)
-
-
-def interval(x): return np.percentile(weights(len(x)) @ x, [2.5, 97.5])
-
-
-def results(args):
-    "Variant -> figure -> [seeds, queries], in the order of the tables."
+def read_results(args: Namespace) -> dict[str, dict[str, np.ndarray]]:
+    "Variant -> metric -> values [seeds, queries], in the order of the tables."
     found = {}
     for name in variants(args):
-        files = [np.load(o) for o in sorted((args.out/"runs").glob(f"{name}.*.npz"))]
-        if files: found[name] = {k: np.stack([o[k] for o in files]) for k in files[0]}
+        files = [np.load(path) for path in sorted((args.out/'runs').glob(f'{name}.*.npz'))]
+        if files:
+            found[name] = {metric: np.stack([file[metric] for file in files]) for metric in files[0]}
     return found
 
 
-def markdown(rows, head):
-    line = lambda cells: "| "+" | ".join(cells)+" |"
-    return "\n".join([line(head), line(["---"]*len(head)), *map(line, rows)])
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    "A table in Markdown."
+    lines = [head, ['---']*len(head), *rows]
+    return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
 
 
-def tables(found):
-    "Everything in Markdown, in per cent: a table of differences, then one for each kind of query."
-    percent = lambda x: f"{100*x.mean():.1f} ({' to '.join(f'{100*o:.1f}' for o in interval(x))})"
-    change = lambda x: f"{100*x.mean():+.1f} ({' to '.join(f'{100*o:+.1f}' for o in interval(x))})"
-    keys = list(next(iter(found.values())))
-    chosen = [o for o in ("names home hit_rate@5", "full texts home hit_rate@5", "short home hit_rate@5", "short home precision@5", "names elsewhere hit_rate@5", "short elsewhere hit_rate@5", "confusion all") if o in keys]
+def cell(values: np.ndarray, sign: str = '') -> str:
+    "Mean and interval of the values of the queries, in per cent."
+    low, high = bootstrap_interval(values)
+    return f'{100*values.mean():{sign}.1f} ({100*low:{sign}.1f} to {100*high:{sign}.1f})'
+
+
+def difference_table(found: dict) -> list[str]:
+    "The difference of each variant to the recipe, or to combined."
+    metrics = ['names home hit_rate@5', 'full texts home hit_rate@5', 'short home hit_rate@5', 'short home precision@5',
+               'names elsewhere hit_rate@5', 'short elsewhere hit_rate@5', 'confusion all']
+    metrics = [metric for metric in metrics if metric in next(iter(found.values()))]
     rows = []
     for name, values in found.items():
-        against = "combined" if name.startswith("combined-") else "recipe"
-        if name != against and against in found: rows.append([name, against, *(change(values[k].mean(0)-found[against][k].mean(0)) for k in chosen)])
-    parts = ["Difference to the row named second, in points; 95 % interval, paired by query:", markdown(rows, ["variant", "against", *chosen])] if rows else []
-    groups = {f"{kind}, {side}": [o for o in keys if o.startswith(f"{kind} {side} ")] for kind in ("names", "full texts", "short") for side in ("home", "elsewhere")}
-    for title, mine in (groups | dict(confusion=[o for o in keys if o.startswith("confusion")])).items():
-        if not mine: continue
-        head = ["variant", "seeds", *(o.split(" ")[-1] for o in mine)]
-        n = len(next(iter(found.values()))[mine[-1]][0])
-        parts += [f"{title[0].upper()}{title[1:]} ({n:,} queries), per cent and 95 % interval:", markdown([[name, str(len(v[mine[0]])), *(percent(v[k].mean(0)) for k in mine)] for name, v in found.items()], head)]
-    return "\n\n".join(parts)
+        against = 'combined' if name.startswith('combined-') else 'recipe'
+        if name != against and against in found:
+            pairs = [(values[metric].mean(0), found[against][metric].mean(0)) for metric in metrics]
+            rows.append([name, against, *(cell(value-other, '+') for value, other in pairs)])
+    title = 'Difference to the second variant, in points; 95 % interval, paired by query:'
+    return [title, markdown(['variant', 'against', *metrics], rows)] if rows else []
 
 
-def curves(args):
-    "Variant -> its points, mean of the seeds, and the alpha that the validation part chooses."
+def tables(found: dict) -> str:
+    "All results in Markdown, in per cent: differences, then one table per kind of query."
+    first = next(iter(found.values()))
+    groups = {f'{kind}, {side}': f'{kind} {side} ' for kind in KINDS for side in SIDES} | dict(confusion='confusion')
+    parts = difference_table(found)
+    for title, prefix in groups.items():
+        metrics = [metric for metric in first if metric.startswith(prefix)]
+        if not metrics:
+            continue
+        rows = [[name, str(len(values[metrics[0]])), *(cell(values[metric].mean(0)) for metric in metrics)]
+                for name, values in found.items()]
+        head = ['variant', 'seeds', *(metric.split(' ')[-1] for metric in metrics)]
+        count = first[metrics[-1]].shape[1]
+        parts += [f'{title.capitalize()} ({count:,} queries), per cent and 95 % interval:', markdown(head, rows)]
+    return '\n\n'.join(parts)
+
+
+def read_curves(args: Namespace) -> dict[str, dict]:
+    "Variant -> points, means over seeds, and the alpha chosen on the validation products."
     found = {}
     for name in CURVES:
-        files = [json.loads(o.read_text()) for o in sorted((args.out/"runs").glob(f"{name}.*.json"))]
-        if not files: continue
-        points = [{k: round(float(np.mean([o[i][k] for o in files])), 4) for k in files[0][i]} for i in range(len(files[0]))]
-        found[name] = dict(seeds=len(files), alpha=max(points, key=lambda o: o["validation home"]+o["validation elsewhere"])["alpha"], points=points)
+        files = [json.loads(path.read_text()) for path in sorted((args.out/'runs').glob(f'{name}.*.json'))]
+        if not files:
+            continue
+        points = pd.DataFrame(np.mean([pd.DataFrame(file) for file in files], axis=0), columns=files[0][0])
+        best = (points['validation home']+points['validation elsewhere']).idxmax()
+        found[name] = dict(seeds=len(files), alpha=ALPHAS[best], points=points.round(4).to_dict('records'))
     return found
 
 
-def draw(found, path):
-    "Home against elsewhere, a line a variant, alphas written beside, the chosen one ringed."
+def plot_curves(curves: dict[str, dict], path: Path):
+    "Home against elsewhere, one line per variant, alphas beside it, the chosen one ringed."
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(5.2, 4), layout="constrained")
-    ax = fig.subplots()
-    for (name, o), colour, beside in zip(found.items(), ("tab:gray", "tab:blue"), ((-15, -10), (4, 3))):
-        x, y = ([100*p[f"test {side}"] for p in o["points"]] for side in ("elsewhere", "home"))
-        ax.plot(x, y, ".-", color=colour, label=name)
-        for p, a, b in zip(o["points"], x, y): ax.annotate(f"{p['alpha']:g}", (a, b), xytext=beside, textcoords="offset points", fontsize=7, color=colour)
-        i = ALPHAS.index(o["alpha"])
-        ax.plot(x[i], y[i], "o", color=colour, fillstyle="none", markersize=12)
-    ax.set(xlabel="elsewhere: Recall@5 of names, %", ylabel="home: Recall@5 of names, %", title="Weights between before (0) and after (1) fine-tuning")
-    ax.title.set_fontsize(10)
+    figure = Figure(figsize=(5.2, 4), layout='constrained')
+    ax = figure.subplots()
+    styles = zip(('tab:gray', 'tab:blue'), ((-15, -10), (4, 3)))
+    for (name, found), (colour, offset) in zip(curves.items(), styles):
+        points = 100*pd.DataFrame(found['points'])
+        x, y = points['test elsewhere'], points['test home']
+        ax.plot(x, y, '.-', color=colour, label=name)
+        for alpha, *place in zip(ALPHAS, x, y):
+            ax.annotate(f'{alpha:g}', place, xytext=offset, textcoords='offset points', fontsize=7, color=colour)
+        chosen = ALPHAS.index(found['alpha'])
+        ax.plot(x[chosen], y[chosen], 'o', color=colour, fillstyle='none', markersize=12)
+    ax.set(xlabel='elsewhere: hit_rate@5 of names, %', ylabel='home: hit_rate@5 of names, %')
+    ax.set_title('Weights between before (0) and after (1) fine-tuning', fontsize=10)
     ax.grid(alpha=.3)
-    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[['top', 'right']].set_visible(False)
     ax.legend(frameon=False)
-    fig.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120)
 
 
-def report(args):
-    found, bent = results(args), curves(args)
-    if not found: sys.exit("There are no results.")
+def summary(values: np.ndarray) -> dict:
+    "Mean, interval and standard deviation over seeds."
+    sd = values.mean(1).std(ddof=1) if len(values) > 1 else None
+    return dict(mean=values.mean(), interval=bootstrap_interval(values.mean(0)).tolist(), sd=sd)
+
+
+def report(args: Namespace, results: Results):
+    "Add the summaries to the records; print and write the tables and the plot."
+    found, curves = read_results(args), read_curves(args)
+    if not found:
+        sys.exit(f'There are no results in {args.out}.')
     for name, values in found.items():
-        say(summary=name, seeds=len(next(iter(values.values()))), **{k: dict(mean=round(float(v.mean()), 4), interval=interval(v.mean(0)).round(4).tolist(), sd=round(float(v.mean(1).std(ddof=1)), 4) if len(v) > 1 else None) for k, v in values.items()})
-    if bent:
-        for name, o in bent.items(): say(wise_ft=name, **o)
-        (args.out/"wise_ft.json").write_text(json.dumps(bent, indent=1))
-        draw(bent, args.out/"wise_ft.png")
+        summaries = {metric: summary(each) for metric, each in values.items()}
+        results.add(summary=name, seeds=len(next(iter(values.values()))), **summaries)
+    for name, points in curves.items():
+        results.add(wise_ft=name, **points)
+    if curves:
+        (args.out/'wise_ft.json').write_text(json.dumps(curves, indent=1))
+        plot_curves(curves, args.out/'wise_ft.png')
     text = tables(found)
-    (args.out/"quality.md").write_text(text+"\n")
-    print("\n"+text, flush=True)
+    (args.out/'quality.md').write_text(text+'\n')
+    print('\n'+text, flush=True)
 
 
-# ---- the frame
+# ---- command line
 
-def since(start): return round(time.perf_counter()-start, 1)
+def benchmark(args: Namespace, results: Results):
+    "Prepare, run all variants in several processes, report."
+    until = time.time()+args.seconds
+    folder = args.out/'runs'
+    folder.mkdir(parents=True, exist_ok=True)
+    for pattern in ['*.taken', *(f'{name}.{seed}.*' for name, seed in runs(args))]:
+        for old in folder.glob(pattern):
+            old.unlink()
+    prepare(args, results)
+    places = ['--root', args.root, '--model', args.model, '--out', args.out]
+    command = [sys.executable, *sys.argv, *map(str, places), '--until', str(until), '--how', 'work']
+    threads = str(max(1, (os.cpu_count() or 1)//args.workers))
+    environment = {name: os.environ.get(name, threads) for name in ('OMP_NUM_THREADS', 'RAYON_NUM_THREADS')}
+    workers = [subprocess.Popen(command, env=os.environ | environment) for _ in range(args.workers)]
+    failed = sum(worker.wait() != 0 for worker in workers)
+    if failed:
+        results.add(event='workers failed', count=failed)
+    report(args, results)
 
 
-def say(**what):
-    "One line of JSON, in one write: several processes share the output."
-    sys.stdout.write(json.dumps(what)+"\n")
-    sys.stdout.flush()
+def make_parser():
+    parser = benchmark_parser(__doc__)
+    parser.add_argument('catalogue', type=Path)
+    parser.add_argument('--out', type=Path, help='folder of tables, curve and results; default: a temporary folder')
+    parser.add_argument('--root', type=Path, help='folder of data, pixels and model; default: a temporary one')
+    parser.add_argument('--model', type=Path, help='folder of the pretrained model; default: below --root')
+    parser.add_argument('--workers', type=int, default=1, help='number of processes that train on the same device')
+    parser.add_argument('--seeds', type=int, default=3)
+    parser.add_argument('--seconds', type=float, default=math.inf, help='start no run after this time')
+    parser.add_argument('--only', nargs='+', metavar='NAME', help='only these variants: before, recipe, combined, '
+                        'an addition, or combined-ADDITION')
+    parser.add_argument('--combine', nargs='+', choices=ADDITIONS, metavar='ADDITION', help='additions of combined',
+                        default=['duplicates', 'texts', 'hard_negatives', 'batch'])
+    parser.add_argument('--pretrain-epochs', type=int, default=40)
+    parser.add_argument('--pretrain-batch', type=int, default=256)
+    parser.add_argument('--pretrain-lr', type=float, default=1e-3)
+    parser.add_argument('--epochs', type=int, default=3)
+    parser.add_argument('--batch-size', type=int, default=64)
+    parser.add_argument('--big-batch', type=int, default=256)
+    parser.add_argument('--lr', type=float, default=1e-4)
+    parser.add_argument('--tiny', action='store_true', help='1,500 products and a tiny model, for a trial')
+    parser.add_argument('--table', action='store_true', help='only make the tables from the results in --out')
+    parser.add_argument('--how', choices=('work',), help=SUPPRESS)
+    parser.add_argument('--until', type=float, help=SUPPRESS)
+    return parser
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("catalogue", type=Path)
-    parser.add_argument("--out", type=Path, help="where tables, curve and figures go; a temporary folder if not given")
-    parser.add_argument("--root", type=Path, help="where data, pixels and the pretrained model go, to be found again; a temporary folder if not given")
-    parser.add_argument("--model", type=Path, help="folder of the pretrained model; made if it isn't there; below --root if not given")
-    parser.add_argument("--workers", type=int, default=1, help="processes that train side by side on the same device")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no run later than this, counted from the start")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="only these variants: before, recipe, combined, an addition, or combined-ADDITION")
-    parser.add_argument("--combine", nargs="+", choices=ADDITIONS, metavar="ADDITION", default=["twins", "texts", "hard_negatives", "batch"], help="what `combined` adds to the recipe")
-    parser.add_argument("--pretrain-epochs", type=int, default=40)
-    parser.add_argument("--pretrain-batch", type=int, default=256)
-    parser.add_argument("--pretrain-lr", type=float, default=1e-3)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--big-batch", type=int, default=256)
-    parser.add_argument("--lr", type=float, default=1e-4)
-    parser.add_argument("--tiny", action="store_true", help="1,500 products and a tiny model, to try the script out")
-    parser.add_argument("--table", action="store_true", help="run nothing, only make the tables from what is in --out")
-    parser.add_argument("--how", choices=("work",), help=argparse.SUPPRESS)
-    parser.add_argument("--until", type=float, default=math.inf, help=argparse.SUPPRESS)
+    parser = make_parser()
     args = parser.parse_args()
-    unknown = set(args.only or ())-set(variants(args))
-    if unknown: parser.error(f"--only: there is no {', '.join(sorted(unknown))}; there are {', '.join(variants(args))}")
-    if args.table and not args.out: parser.error("--table needs --out")
-    if args.table: return report(args)
-    threads = str(max(1, (os.cpu_count() or 1)//args.workers))
-    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="true", TQDM_DISABLE="1")
-    if args.how: return work(args)
-    until = time.time()+args.seconds
-    with tempfile.TemporaryDirectory() as folder:
-        args.root = args.root or Path(folder)
-        args.model, args.out = args.model or args.root/"elsewhere", args.out or Path(folder)/"out"
-        (args.out/"runs").mkdir(parents=True, exist_ok=True)
-        for old in ["*.taken", *(f"{name}.{seed}.*" for name, seed in runs(args))]:
-            for o in (args.out/"runs").glob(old): o.unlink()
-        lighter_train()
-        prepare(args)
-        options = [*sys.argv[1:], "--root", args.root, "--model", args.model, "--out", args.out, "--until", until, "--how", "work"]
-        environ = os.environ | {o: os.environ.get(o, threads) for o in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")}
-        workers = [subprocess.Popen([sys.executable, __file__, *map(str, options)], env=environ) for _ in range(args.workers)]
-        failed = [o for o in workers if o.wait()]
-        if failed: say(event="workers failed", count=len(failed))
-        report(args)
+    unknown = sorted(set(args.only or ())-set(variants(args)))
+    if unknown:
+        parser.error(f'--only: {", ".join(unknown)} is none of {", ".join(variants(args))}')
+    if args.table and not args.out:
+        parser.error('--table needs --out')
+    os.environ.update(OFFLINE, TOKENIZERS_PARALLELISM='true', TQDM_DISABLE='1')
+    if args.how:
+        work(args)
+        return
+    with tempfile.TemporaryDirectory() as folder, Results(args) as results:
+        if args.table:
+            report(args, results)
+            return
+        args.root, args.out = args.root or Path(folder), args.out or Path(folder)/'out'
+        args.model = args.model or args.root/'elsewhere'
+        benchmark(args, results)
 
 
-if __name__ == "__main__": main()
+if __name__ == '__main__':
+    main()

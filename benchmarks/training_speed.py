@@ -1,136 +1,165 @@
-"""Speed and memory of clip_ft's own train(), end to end: pixel cache, epochs, augmentation, metrics and checkpoints.
+r"""Speed and memory of train() of clip_ft from end to end: pixel cache, epochs, augmentation, metrics and checkpoints.
 
     python benchmarks/training_speed.py CATALOGUE [--batch-size 32 1024] [--epochs 5] [--model FOLDER] [--root FOLDER]
 
-CATALOGUE and --model are as for training_peers.py, which measures the competitors. The catalogue is brought in and split
-below --root first, outside the clock; what is there is reused. Each measurement runs in a process of its own and prints one
-line of JSON. cache "cold" is a first run, which decodes the pictures; "warm" finds the cache.
+CATALOGUE and --model are as in training_peers.py, which measures the peers. The catalogue is first copied and split
+below --root, which is not timed; existing files are reused. Each measurement runs in a process of its own and prints
+one record. The cache is "cold" in a first run, which decodes the images, and "warm" in all others.
 
-seconds is the whole of train(), and pairs_per_second_from_start is what it trained on over that time. pairs_per_second is
-the steps alone, without metrics and checkpoints, the first epoch left out if there are more. seconds_to_first_step is from the
-call, with a loaded model, to the end of the first optimizer step, and so includes the metrics before training. stages says where
-the time beside the steps went, in seconds; Trainer includes TextSampler and to_device. utilisation is as for training_peers.py,
-with the texts as wide as the batches really were. For several GPUs, once --root and --model are there:
+seconds is the time of the call of train(), and pairs_per_second_from_start the pairs that it trained on, divided by
+that time. pairs_per_second counts only the steps, without metrics and checkpoints, and leaves out the first epoch if
+there are several. seconds_to_first_step ends with the first optimizer step; it includes the metrics before training.
+stages lists the seconds spent beside the steps; TextSampler and to_device are part of Trainer. utilisation is as in
+training_peers.py, with the texts as wide as in the batches. On several GPUs, once --root and --model exist:
 
-    torchrun --nproc-per-node 2 benchmarks/training_speed.py CATALOGUE --how warm --batch-size 2048 --root FOLDER --model FOLDER
+    torchrun --nproc-per-node 2 benchmarks/training_speed.py CATALOGUE --how warm --batch-size 2048 \
+        --root FOLDER --model FOLDER
 """
-import argparse
-import json
 import os
-import sys
 import tempfile
-import time
+from argparse import SUPPRESS, Namespace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
-from training_peers import child, device_report, forward_flops, make_model, read_catalogue
-
-
-def prepare(args):
-    "Bring in and split the catalogue, and make the model, where they aren't there yet."
-    from clip_ft.core import Paths
-    from clip_ft.data import preprocess
-    from clip_ft.sources import get_data
-    paths = Paths(args.root)
-    get_data(args.catalogue, paths)
-    if not paths.train_csv.exists(): preprocess(paths)
-    if not (args.model/"config.json").exists(): make_model(args.model, read_catalogue(args.catalogue)[1], args.tiny)
+from common import (
+    OFFLINE,
+    Results,
+    benchmark_parser,
+    device_use,
+    forward_flops,
+    load_parts,
+    now,
+    prepare_model,
+    print_record,
+)
 
 
 class Watch:
-    "Notes when the first optimizer step ended, how long each epoch's steps took, and how wide the texts of each batch were."
+    "Records the first optimizer step, the seconds of each epoch and stage, and the text width of each batch."
+
     def __init__(self):
-        from clip_ft import trainer, training
         from torch.optim.optimizer import register_optimizer_step_post_hook
-        self.first, self.epochs, self.widths, self.stages = None, [], [], {}
+        self.first_step, self.epochs, self.widths, self.stages = None, [], [], {}
         self.hook = register_optimizer_step_post_hook(self.after_step)
-        epoch, inputs = training.Loop.train_epoch, training.Trainer.inputs
-
-        def train_epoch(loop, number):
-            start, figures = self.now(), epoch(loop, number)
-            self.epochs.append(self.now()-start)
-            return figures
-
-        def read(run, rows):
-            batch = inputs(run, rows)
-            self.widths.append(batch["input_ids"].shape[1])
-            return batch
-
-        training.Loop.train_epoch, training.Trainer.inputs = train_epoch, read
-        for name in ("split_products", "run_fingerprint", "Trainer", "Gallery", "measure", "save_history", "load_checkpoint"): self.timed(training, name)
-        for name in ("TextSampler", "to_device"): self.timed(trainer, name)
-        for owner, name in ((training.PixelCache, "build"), (training.Snapshots, "wait"), (training.Loop, "snapshot")): self.timed(owner, name)
-
-    def timed(self, owner, name):
-        "Let a function add its time to `stages`."
-        work = getattr(owner, name)
-
-        def run(*args, **kwargs):
-            start = self.now()
-            try: return work(*args, **kwargs)
-            finally: self.stages[name] = round(self.stages.get(name, 0)+self.now()-start, 2)
-
-        setattr(owner, name, staticmethod(run) if name == "build" else run)
-
-    @staticmethod
-    def now():
-        import torch
-        if torch.cuda.is_available(): torch.cuda.synchronize()
-        return time.perf_counter()
 
     def after_step(self, *_):
+        "Note the time of the first step; a step that is being recorded for a CUDA graph does not count."
         import torch
-        if self.first is not None or torch.cuda.is_available() and torch.cuda.is_current_stream_capturing(): return
-        self.first = self.now()
-        self.hook.remove()
+        recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        if self.first_step is None and not recording:
+            self.first_step = now()
+            self.hook.remove()
+
+    def stage(self, work: Callable, name: str) -> Callable:
+        "The function, which adds its time to a stage."
+        def timed(*args, **kwargs):
+            start = now()
+            try:
+                return work(*args, **kwargs)
+            finally:
+                self.stages[name] = self.stages.get(name, 0)+now()-start
+        return timed
+
+    def epoch(self, work: Callable) -> Callable:
+        "The function, whose time is that of an epoch."
+        def timed(*args, **kwargs):
+            start = now()
+            result = work(*args, **kwargs)
+            self.epochs.append(now()-start)
+            return result
+        return timed
+
+    def batch(self, work: Callable) -> Callable:
+        "The function, which returns a batch, whose text width is noted."
+        def noted(*args, **kwargs):
+            batch = work(*args, **kwargs)
+            self.widths.append(batch['input_ids'].shape[1])
+            return batch
+        return noted
 
 
-def measure(args, batch_size):
+def stages() -> list[tuple[Any, str]]:
+    "Functions of train() whose time is reported, as owner and name."
+    from clip_ft import batches, training
+    functions = ('split_products', 'run_fingerprint', 'Trainer', 'Gallery', 'measure', 'load_checkpoint')
+    return [*((training, name) for name in functions), (batches, 'TextSampler'), (batches, 'to_device'),
+            (training.PixelCache, 'build'), (training.Snapshots, 'wait'), (training.Trainer, 'save_snapshot')]
+
+
+@contextmanager
+def watching() -> Iterator[Watch]:
+    "Watch the calls of train() inside the with block."
+    from clip_ft.batches import TrainingBatches
+    from clip_ft.training import Trainer
+    watch = Watch()
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(Trainer, 'train_epoch', watch.epoch(Trainer.train_epoch)))
+        stack.enter_context(patch.object(TrainingBatches, 'batch', watch.batch(TrainingBatches.batch)))
+        for owner, name in stages():
+            stack.enter_context(patch.object(owner, name, watch.stage(getattr(owner, name), name)))
+        yield watch
+
+
+def measure(args: Namespace) -> dict | None:
+    "Train, and return the record; None in all processes but the first."
     from accelerate import PartialState
-    from clip_ft.core import Paths
-    from clip_ft.data import catalogue_folder, image_folder, load_split
+
     from clip_ft.model import load_model
     from clip_ft.training import TrainConfig, train
-    paths, main = Paths(args.root), PartialState().is_main_process      # of several processes each gets a device of its own
-    train_products, test_products = load_split(paths)
-    images = image_folder(catalogue_folder(paths))
+    is_main = PartialState().is_main_process  # also gives each process a device of its own
+    paths, products, test_products, image_dir = load_parts(args.root)
     model, processor = load_model(args.model)
-    watch, start = Watch(), Watch.now()
-    history = train(model, processor, train_products, test_products, images, paths, TrainConfig(epochs=args.epochs, patience=args.epochs, batch_size=batch_size), fresh=True)
-    seconds = Watch.now()-start
-    if not main: return
+    batch_size = args.batch_size[0]
+    config = TrainConfig(epochs=args.epochs, patience=args.epochs, batch_size=batch_size)
+    start = now()
+    with watching() as watch:
+        history = train(model, processor, products, test_products, image_dir, paths, config, fresh=True)
+    seconds = now()-start
+    if not is_main:
+        return None
     pairs = int(history.step.max())*batch_size
-    each = pairs/len(watch.epochs)
-    later = watch.epochs[1:] or watch.epochs
-    steady, tokens = each*len(later)/sum(later), sum(watch.widths)/len(watch.widths)
-    return dict(batch_size=batch_size, products=len(train_products), epochs=len(watch.epochs), pairs_per_second=round(steady, 1), pairs_per_second_from_start=round(pairs/seconds, 1),
-        seconds=round(seconds, 2), epoch_seconds=[round(o, 2) for o in watch.epochs], seconds_to_first_step=round(watch.first-start, 2), tokens=round(tokens, 1), stages=watch.stages,
-        **device_report(steady*3*forward_flops(model.config, tokens), args.tflops))
+    steady = watch.epochs[1:] or watch.epochs
+    rate = pairs/len(watch.epochs)*len(steady)/sum(steady)
+    tokens = sum(watch.widths)/len(watch.widths)
+    return dict(
+        batch_size=batch_size, products=len(products), epochs=len(watch.epochs), pairs_per_second=rate,
+        pairs_per_second_from_start=pairs/seconds, seconds=seconds, epoch_seconds=watch.epochs,
+        seconds_to_first_step=watch.first_step-start, tokens=tokens, stages=watch.stages,
+        **device_use(rate*3*forward_flops(model.config, tokens), args.tflops))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("catalogue", type=Path)
-    parser.add_argument("--batch-size", type=int, nargs="+", default=[32, 1024])
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--root", type=Path, help="where data and checkpoints go; a temporary folder if not given")
-    parser.add_argument("--model", type=Path, help="folder of the model; made if it isn't there")
-    parser.add_argument("--tiny", action="store_true", help="make a tiny model instead of ViT-B/32, to try the script out")
-    parser.add_argument("--tflops", type=float, default=790, help="what the device reaches in bf16, in TFLOP/s")
-    parser.add_argument("--how", choices=("prepare", "cold", "warm"), help=argparse.SUPPRESS)
+    parser = benchmark_parser(__doc__)
+    parser.add_argument('catalogue', type=Path)
+    parser.add_argument('--batch-size', type=int, nargs='+', default=[32, 1024])
+    parser.add_argument('--epochs', type=int, default=5)
+    parser.add_argument('--root', type=Path, help='folder of data and checkpoints; default: a temporary folder')
+    parser.add_argument('--model', type=Path, help='folder of the model; created if it does not exist')
+    parser.add_argument('--tiny', action='store_true', help='create a tiny model instead of ViT-B/32, for a trial')
+    parser.add_argument('--tflops', type=float, default=790, help='what the device reaches in bf16, in TFLOP/s')
+    parser.add_argument('--how', choices=('prepare', 'cold', 'warm'), help=SUPPRESS)
     args = parser.parse_args()
-    os.environ.update(HF_HUB_OFFLINE="1")
-    if args.how == "prepare": return prepare(args)
-    if args.how:
-        found = measure(args, args.batch_size[0])
-        if found: print(json.dumps(dict(name="clip_ft", cache=args.how) | found))
+    os.environ.update(OFFLINE)
+    if args.how == 'prepare':
+        prepare_model(args)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        args.root, args.model = args.root or Path(folder), args.model or Path(folder)/"model"
-        options = [args.catalogue, "--root", args.root, "--model", args.model, "--epochs", args.epochs, "--tflops", args.tflops] + ["--tiny"]*args.tiny
-        if not child(__file__, *options, "--how", "prepare"): sys.exit(1)
-        cold = not any((args.root/"data"/"processed"/"pixels").glob("*.npy"))
-        if cold: child(__file__, *options, "--batch-size", args.batch_size[0], "--how", "cold")
-        for batch_size in args.batch_size: child(__file__, *options, "--batch-size", batch_size, "--how", "warm")
+    if args.how:
+        found = measure(args)
+        if found:
+            print_record(name='clip_ft', cache=args.how, **found)
+        return
+    with tempfile.TemporaryDirectory() as folder, Results(args) as results:
+        root = args.root or Path(folder)
+        places = ('--root', root, '--model', args.model or Path(folder)/'model')
+        results.measure(*places, '--how', 'prepare', required=True)
+        if not any((root/'data'/'processed'/'pixels').glob('*.npy')):
+            results.measure(*places, '--batch-size', args.batch_size[0], '--how', 'cold')
+        for batch_size in args.batch_size:
+            results.measure(*places, '--batch-size', batch_size, '--how', 'warm')
 
 
-if __name__ == "__main__": main()
+if __name__ == '__main__':
+    main()

@@ -23,7 +23,7 @@ def rotate_flip_shift(
     sign, size = 1 - 2*flip.float(), images.shape[-1]
     cos, sin = angle.cos(), angle.sin()
     matrix = torch.stack([sign*cos, -sin, 2*left/size, sign*sin, cos, 2*up/size], dim=1).view(-1, 2, 3)
-    grid = F.affine_grid(matrix, images.shape, align_corners=False)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode='border', align_corners=False)
 
 # %% ../nbs/21_augment.ipynb #0bc1878d
@@ -68,7 +68,7 @@ class Augment(nn.Module):
 
     def __init__(self,
         size: int,  # edge of the images, in pixels
-    ):
+    ) -> None:
         super().__init__()
         self.largest_shift = max(1, size//10)  # in pixels, in each direction
 

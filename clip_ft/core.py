@@ -34,7 +34,7 @@ class Paths:
     "Location of every file of a project. Creates nothing on disk."
     def __init__(self,
         root: str | Path = '.',  # folder that holds data/ and checkpoints/
-    ):
+    ) -> None:
         self.root = Path(root)
         self.raw = self.root/'data'/'raw'
         self.extracted = self.root/'data'/'extracted'

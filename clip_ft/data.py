@@ -299,18 +299,17 @@ def plot_summary(
     "Plot what a catalogue contains."
     colours = [name for name in ('colour', 'baseColour', 'color') if name in products][:1]
     counted = ['category', *colours]
-    figure = new_figure(figsize=(3.6*(len(counted) + 1), 3.6), layout='constrained')
+    figure = new_figure(figsize=(2.4*(len(counted) + 1), 3.2), layout='constrained')
     axes = figure.subplots(1, len(counted) + 1)
     for ax, column in zip(axes, counted):
         top = products[column].replace('', '(none)').value_counts()[:15][::-1]
         ax.barh(top.index, top, color='#4c78a8')
         ax.set(title=f'{column}: {len(top)} of {products[column].nunique()}', xlabel='products')
-        ax.tick_params(labelsize=8)
+        ax.tick_params(labelsize=7)
     words = products['full_text'].str.count(' ') + 1
     axes[-1].hist(words.clip(upper=200), bins=40, color='#72b7b2')
-    axes[-1].axvline(55, color='#e45756', linestyle='--', label='about 77 tokens')
-    axes[-1].set(title='length of full_text', xlabel='words', ylabel='products')
-    axes[-1].legend()
+    axes[-1].axvline(55, color='#e45756', linestyle='--')
+    axes[-1].set(title='length of full_text', xlabel='words (dashed: about 77 tokens)', ylabel='products')
     return figure
 
 # %% ../nbs/10_data.ipynb #7d374a64

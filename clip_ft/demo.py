@@ -11,6 +11,7 @@ __all__ = ['COLOURS', 'ACCENTS', 'CREAM', 'STEEL', 'GOLD', 'DARK', 'PATTERNS', '
 import csv
 import os
 import random
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -113,16 +114,16 @@ KINDS = {
 class Product:
     "The attributes of one article, and which photo of it is shown."
 
-    category: str  # a key of `KINDS`
+    category: str  # a key of KINDS
     gender: str  # Men, Women or Unisex
-    colour: str  # a key of `COLOURS`
-    pattern: str  # one of `PATTERNS`
+    colour: str  # a key of COLOURS
+    pattern: str  # one of PATTERNS
     details: tuple  # an option of each group in the type's details
     season: str  # Spring, Summer, Autumn or Winter
     photo: int = 0  # seed of all that the text doesn't tell
 
     @property
-    def name(self):
+    def name(self) -> str:
         "The display name: everything in it is visible in the image."
         kind = KINDS[self.category]
         words = [f"{self.gender}'s"] if len(kind.genders) > 1 else []
@@ -207,7 +208,7 @@ def flower(
     r: float,  # middle and radius, pixels
     petal: tuple,
     leaf: tuple,  # colours
-):
+) -> None:
     "Draw a flower with five petals and two leaves."
 
     def ball(cx, cy, s, fill):
@@ -223,7 +224,7 @@ def flower(
 def cloth(
     colour: tuple,  # red, green, blue
     accent: tuple,  # the pattern's colour
-    pattern: str,  # one of `PATTERNS`, or 'denim'
+    pattern: str,  # one of PATTERNS, or 'denim'
     side: int,  # pixels
     rng: random.Random,  # decides where the pattern begins
 ) -> Image.Image:  # RGB, side x side
@@ -282,7 +283,7 @@ class Pen:
         turn: float = 0.0,  # tilt, radians
         zoom: float = 1.0,  # scale around the middle
         shift: tuple = (0.0, 0.0),  # move right and down, share of the side
-    ):
+    ) -> None:
         self.size, self.side, self.rng = size, size * SUPER, rng
         jitter = rng.uniform(-0.05, 0.05)
         self.base = mix(COLOURS[product.colour], (255, 255, 255) if jitter > 0 else (0, 0, 0), abs(jitter))
@@ -302,7 +303,7 @@ class Pen:
         self.centre = np.array([0.5 + shift[0], 0.5 + shift[1]], dtype=np.float32) - self.spin[1] * np.float32(0.5)
         self.zoom = zoom
 
-    def place(self, points, closed, side=1):
+    def place(self, points: list, closed: bool, side: int = 1) -> np.ndarray:
         "The curve through the points, on the canvas, in shares of its side."
         path = curve(tuple(points), closed)
         return path[:, :1] * (side * self.spin[0]) + path[:, 1:] * self.spin[1] + self.centre
@@ -312,10 +313,10 @@ class Pen:
 def fill(
     self: Pen,
     points: list,  # the outline
-    paint: tuple = None,  # a colour; None for the product's cloth
+    paint: tuple | None = None,  # a colour; None for the product's cloth
     both: bool = False,  # also fill the mirror image
     edge: int = 88,  # shade at the edge; 128 is none, 0 is black
-):
+) -> None:
     "Fill an outline; it becomes part of the silhouette."
     for side in (1, -1)[: 1 + both]:
         path = self.place(points, True, side)
@@ -334,7 +335,7 @@ def fill(
 def paste_cloth(
     self: Pen,
     xy: list,  # corners of a polygon, canvas pixels
-):
+) -> None:
     "Paste cloth inside a polygon."
     x, y = zip(*xy)
     box = max(0, int(min(x))), max(0, int(min(y))), min(self.side, int(max(x)) + 2), min(self.side, int(max(y)) + 2)
@@ -353,8 +354,8 @@ def dot(
     r: float,  # radius
     paint: tuple,  # a colour
     both: bool = False,  # also draw the mirror image
-    ry: float = None,  # upright radius, if it's another one
-):
+    ry: float | None = None,  # upright radius, if it's another one
+) -> None:
     "Fill a disc or an ellipse."
     self.fill([(x + r * c, y + (r if ry is None else ry) * s) for c, s in CIRCLE], paint, both, 110)
 
@@ -363,12 +364,12 @@ def dot(
 def line(
     self: Pen,
     points: list,  # a curve
-    paint: tuple = None,  # a colour; None for the product's own
+    paint: tuple | None = None,  # a colour; None for the product's own
     width: float = 0.006,  # share of the side
     both: bool = False,  # also draw the mirror image
     solid: bool = False,  # whether it's part of the silhouette, as a strap is and a seam is not
     closed: bool = False,  # whether the last point joins the first
-):
+) -> None:
     "Draw along a curve."
     for side in (1, -1)[: 1 + both]:
         xy = [tuple(p) for p in (self.place(points, closed, side) * self.side).tolist()]
@@ -388,7 +389,7 @@ def fold(
     tone: int = -26,  # darker below 0, lighter above
     width: float = 0.03,  # share of the side
     both: bool = False,  # also draw the mirror image
-):
+) -> None:
     "A soft crease or a shine."
     for side in (1, -1)[: 1 + both]:
         path = self.place(points, False, side) * self.shade.width
@@ -407,7 +408,8 @@ def backdrop(
     rng: random.Random,  # the photo's own random stream
 ) -> np.ndarray:  # [64, 64, 3] float32, 0-255
     "A studio background, small: paper lit from one side, or a wall and a floor."
-    gap = lambda pair: sum(abs(a - b) for a, b in zip(mix(*pair, 0.5), avoid))
+    def gap(pair):
+        return sum(abs(a - b) for a, b in zip(mix(*pair, 0.5), avoid))
     far, near = rng.choice([pair for pair in BACKDROPS if gap(pair) > 70])
     y, x = np.mgrid[0:1:64j, 0:1:64j].astype(np.float32)
     across = y + rng.uniform(-0.4, 0.4) * (x - 0.5)
@@ -500,8 +502,8 @@ DRAWERS = {}  # category: the function that draws it
 
 
 def draws(
-    *categories: str,  # keys of `KINDS`
-):
+    *categories: str,  # keys of KINDS
+) -> Callable:  # decorator
     "Enter a function in `DRAWERS`."
 
     def enter(function):
@@ -533,8 +535,8 @@ def draw_sleeves(
     length: str,  # 'Short-Sleeve', 'Long-Sleeve' or 'Cap-Sleeve'; nothing else has sleeves
     x: float,  # shoulder, from the middle
     y: float,  # height of the shoulder
-    rib: tuple = None,  # colour of a cuff on long sleeves
-):
+    rib: tuple | None = None,  # colour of a cuff on long sleeves
+) -> None:
     "A pair of sleeves, to be drawn before the body."
     if length == 'Short-Sleeve':
         pen.fill(
@@ -597,9 +599,9 @@ def draw_body(
     waist: tuple,  # half width and height of the waist
     hem: tuple,  # half width and height of the hem
     pointed: bool = False,  # V-shaped neckline
-    hip: tuple = None,  # half width and height of the hips
+    hip: tuple | None = None,  # half width and height of the hips
     back: bool = True,  # whether the inside of the back shows in the neckline
-):
+) -> None:
     "The torso of a garment, with folds."
     (w, d), arm = neck, top + 0.2
     if back:
@@ -625,7 +627,7 @@ def draw_collar(
     pen: Pen,  # where to draw
     top: float,  # height of the neck
     hem: float,  # where the row of buttons ends
-):
+) -> None:
     "A shirt's collar, placket and buttons."
     pen.line([(0.022, top + 0.08), (0.022, hem)], pen.seam, 0.004, both=True)
     pen.fill(mirror([(0, top + 0.005), (0.08, top - 0.035, 1), (0.084, top + 0.0), (0, top + 0.04)]), pen.dark)
@@ -640,7 +642,7 @@ def draw_collar(
 
 # %% ../nbs/02_demo.ipynb #7fc378f8
 @draws('Tshirts', 'Shirts', 'Sweaters', 'Sweatshirts')
-def draw_upper(pen: Pen, product: Product):
+def draw_upper(pen: Pen, product: Product) -> None:
     "Everything with sleeves worn above the waist, but jackets."
     has, kind, women = product.details.__contains__, product.category, product.gender == 'Women'
     top, knit = 0.14, kind in ('Sweaters', 'Sweatshirts')
@@ -697,7 +699,7 @@ def draw_upper(pen: Pen, product: Product):
 
 # %% ../nbs/02_demo.ipynb #de7855c4
 @draws('Tops')
-def draw_top(pen: Pen, product: Product):
+def draw_top(pen: Pen, product: Product) -> None:
     "Summer tops for women."
     style = product.details[0]
     if style == 'Peplum':
@@ -753,7 +755,7 @@ def draw_top(pen: Pen, product: Product):
 
 # %% ../nbs/02_demo.ipynb #5f791969
 @draws('Jackets')
-def draw_jacket(pen: Pen, product: Product):
+def draw_jacket(pen: Pen, product: Product) -> None:
     "Jackets, for women with a waist."
     style, women = product.details[0], product.gender == 'Women'
     shoulder, waist, hem = (0.185, 0.13, 0.18) if women else (0.225, 0.205, 0.205)
@@ -820,7 +822,7 @@ def draw_jacket(pen: Pen, product: Product):
 
 # %% ../nbs/02_demo.ipynb #4d51a296
 @draws('Dresses')
-def draw_dress(pen: Pen, product: Product):
+def draw_dress(pen: Pen, product: Product) -> None:
     "Dresses: fitted above, flared below a belt."
     sleeve, length = product.details
     top, hem, flare = {'Mini': (0.2, 0.74, 0.2), 'Midi': (0.13, 0.8, 0.235), 'Maxi': (0.07, 0.935, 0.26)}[length]
@@ -867,7 +869,7 @@ def draw_lace(
     end: tuple,  # left and right end, (x, y)
     sag: float = 0.0,  # how much lower the middle is
     r: float = 0.02,  # size of a scallop
-):
+) -> None:
     "A row of lace scallops."
     lace = mix(CREAM, pen.base, 0.12)
     count = max(3, round((end[0] - start[0]) / (r * 1.5)))
@@ -879,7 +881,7 @@ def draw_lace(
 
 # %% ../nbs/02_demo.ipynb #ce904e80
 @draws('Nightdress')
-def draw_nightdress(pen: Pen, product: Product):
+def draw_nightdress(pen: Pen, product: Product) -> None:
     "Nightdresses: loose from the bust down, with lace and a bow."
     strap, length = product.details
     top, hem, flare = (0.19, 0.72, 0.245) if length == 'Short' else (0.08, 0.9, 0.26)
@@ -899,14 +901,8 @@ def draw_nightdress(pen: Pen, product: Product):
         outline = [(0, top + 0.12), (0.07, top + 0.085), (0.09, top, 1), (0.13, top + 0.015, 1), (0.14, bust, 1)]
     pen.fill(
         mirror(
-            outline
-            + [
-                (0.15, bust + 0.08),
-                (0.195, (bust + hem) / 2),
-                (flare, hem, 1),
-                (flare * 0.55, hem + 0.014),
-                (0, hem + 0.012),
-            ]
+            [*outline, (0.15, bust + 0.08), (0.195, (bust + hem) / 2), (flare, hem, 1), (flare * 0.55, hem + 0.014),
+             (0, hem + 0.012)]
         )
     )
     for x in (0.0, 0.07, 0.14):
@@ -925,7 +921,7 @@ def draw_nightdress(pen: Pen, product: Product):
 
 # %% ../nbs/02_demo.ipynb #7cf8cfc4
 @draws('Skirts')
-def draw_skirt(pen: Pen, product: Product):
+def draw_skirt(pen: Pen, product: Product) -> None:
     "Skirts: pleated, flared or narrow."
     cut, length = product.details
     top, hem = (0.27, 0.68) if length == 'Mini' else (0.1, 0.9)
@@ -933,7 +929,7 @@ def draw_skirt(pen: Pen, product: Product):
     waist = 0.145
     if cut == 'Pleated':
         edge = [(flare * (1 - i / 6), hem + (0.022 if i % 2 else 0) + 0.018 * (i / 6), 1) for i in range(7)]
-        pen.fill(mirror([(0, top, 1), (waist, top, 1), (waist + 0.045, top + 0.09)] + edge))
+        pen.fill(mirror([(0, top, 1), (waist, top, 1), (waist + 0.045, top + 0.09), *edge]))
         for i in range(1, 6):
             pen.fold(
                 [(waist * (1 - i / 6), top + 0.04), (flare * (1 - i / 6), hem + 0.02)],
@@ -963,7 +959,7 @@ def draw_skirt(pen: Pen, product: Product):
 
 # %% ../nbs/02_demo.ipynb #2a64a86f
 @draws('Shorts', 'Jeans', 'Trousers', 'Track Pants')
-def draw_legs(pen: Pen, product: Product):
+def draw_legs(pen: Pen, product: Product) -> None:
     "Everything with two legs."
     has, kind = product.details.__contains__, product.category
     shorts = kind == 'Shorts'
@@ -1083,7 +1079,7 @@ def draw_legs(pen: Pen, product: Product):
 
 # %% ../nbs/02_demo.ipynb #e30dcdd9
 @draws('Casual Shoes', 'Sports Shoes')
-def draw_sneaker(pen: Pen, product: Product):
+def draw_sneaker(pen: Pen, product: Product) -> None:
     "Sneakers and sports shoes."
     has, sport = product.details.__contains__, product.category == 'Sports Shoes'
     rise = 0.3 if has('High-Top') else 0.43 if not has('Court') else 0.4
@@ -1153,7 +1149,7 @@ def draw_sneaker(pen: Pen, product: Product):
 
 # %% ../nbs/02_demo.ipynb #9a5ef0fa
 @draws('Heels')
-def draw_heel(pen: Pen, product: Product):
+def draw_heel(pen: Pen, product: Product) -> None:
     "High-heeled shoes."
     style, cut = product.details
     if style == 'Wedge':
@@ -1225,7 +1221,7 @@ def draw_heel(pen: Pen, product: Product):
 
 # %% ../nbs/02_demo.ipynb #93377654
 @draws('Boots')
-def draw_boot(pen: Pen, product: Product):
+def draw_boot(pen: Pen, product: Product) -> None:
     "Boots, flat or with a heel."
     height, heel = product.details
     tall = height == 'Knee-High'
@@ -1284,7 +1280,7 @@ def draw_boot(pen: Pen, product: Product):
 
 # %% ../nbs/02_demo.ipynb #c013ade9
 @draws('Flip Flops')
-def draw_flip_flops(pen: Pen, product: Product):
+def draw_flip_flops(pen: Pen, product: Product) -> None:
     "A pair from above."
     style = product.details[0]
     wide = 0.05 if style == 'Wide-Strap' else 0.02
@@ -1312,7 +1308,7 @@ def draw_flip_flops(pen: Pen, product: Product):
 
 # %% ../nbs/02_demo.ipynb #c4b1ce31
 @draws('Sandals')
-def draw_sandal(pen: Pen, product: Product):
+def draw_sandal(pen: Pen, product: Product) -> None:
     "Flat sandals in profile."
     style = product.details[0]
     leather = (176, 128, 84)
@@ -1351,7 +1347,7 @@ def draw_sandal(pen: Pen, product: Product):
 
 # %% ../nbs/02_demo.ipynb #b772f343
 @draws('Handbags')
-def draw_handbag(pen: Pen, product: Product):
+def draw_handbag(pen: Pen, product: Product) -> None:
     "Handbags with a handle."
     style, leather = product.details[0], mix(pen.dark, (120, 74, 40), 0.35)
     wide, top = {'Tote': (0.3, 0.4), 'Satchel': (0.33, 0.46), 'Bucket': (0.2, 0.4)}[style]
@@ -1429,7 +1425,7 @@ def draw_handbag(pen: Pen, product: Product):
 
 # %% ../nbs/02_demo.ipynb #e8a57cc7
 @draws('Backpacks')
-def draw_backpack(pen: Pen, product: Product):
+def draw_backpack(pen: Pen, product: Product) -> None:
     "Backpacks from the front."
     style, leather = product.details[0], mix(pen.dark, (120, 74, 40), 0.35)
     pen.line([(0.05, 0.16), (0.04, 0.07), (-0.04, 0.07), (-0.05, 0.16)], leather, 0.022, solid=True)
@@ -1453,7 +1449,7 @@ def draw_backpack(pen: Pen, product: Product):
 
 # %% ../nbs/02_demo.ipynb #d50d2668
 @draws('Wallets')
-def draw_wallet(pen: Pen, product: Product):
+def draw_wallet(pen: Pen, product: Product) -> None:
     "Wallets, open or closed."
     style, leather = product.details[0], mix(pen.dark, (120, 74, 40), 0.35)
     pen.fill(mirror([(0, 0.32), (0.31, 0.32), (0.335, 0.35), (0.335, 0.68), (0.31, 0.705), (0, 0.705)]))
@@ -1477,12 +1473,13 @@ def draw_wallet(pen: Pen, product: Product):
 
 # %% ../nbs/02_demo.ipynb #e6c3c826
 @draws('Watches')
-def draw_watch(pen: Pen, product: Product):
+def draw_watch(pen: Pen, product: Product) -> None:
     "A watch at ten past ten: the colour is the strap's, or the dial's if the strap is steel."
     has, style = product.details.__contains__, product.details[0]
     strap = pen.base if has('Leather-Strap') else STEEL
     for sign in (1, -1):
-        y = lambda v: 0.5 + sign * v
+        def y(v, sign=sign):
+            return 0.5 + sign * v
         pen.fill(
             mirror([(0, y(0.12), 1), (0.105, y(0.12), 1), (0.085, y(0.3)), (0.078, y(0.46), 1), (0, y(0.465), 1)]),
             strap,
@@ -1521,7 +1518,7 @@ def draw_watch(pen: Pen, product: Product):
 
 # %% ../nbs/02_demo.ipynb #4e9434a3
 @draws('Sunglasses')
-def draw_sunglasses(pen: Pen, product: Product):
+def draw_sunglasses(pen: Pen, product: Product) -> None:
     "Sunglasses from the front."
     style = product.details[0]
     lens = {
@@ -1557,7 +1554,7 @@ def draw_sunglasses(pen: Pen, product: Product):
 
 # %% ../nbs/02_demo.ipynb #f8b42b13
 @draws('Earrings')
-def draw_earrings(pen: Pen, product: Product):
+def draw_earrings(pen: Pen, product: Product) -> None:
     "Hoops, studs and drops."
     style = product.details[0]
     if style == 'Hoop':
@@ -1598,7 +1595,7 @@ def draw_earrings(pen: Pen, product: Product):
 
 # %% ../nbs/02_demo.ipynb #f1c15dc0
 @draws('Caps')
-def draw_cap(pen: Pen, product: Product):
+def draw_cap(pen: Pen, product: Product) -> None:
     "Caps, beanies and bucket hats."
     style = product.details[0]
     if style == 'Baseball':
@@ -1641,7 +1638,7 @@ def draw_cap(pen: Pen, product: Product):
 
 # %% ../nbs/02_demo.ipynb #c6d150e8
 @draws('Scarves')
-def draw_scarf(pen: Pen, product: Product):
+def draw_scarf(pen: Pen, product: Product) -> None:
     "A knotted scarf with fringes, or a folded square."
     style = product.details[0]
     if style == 'Fringed':
@@ -1666,7 +1663,7 @@ def draw_scarf(pen: Pen, product: Product):
 
 # %% ../nbs/02_demo.ipynb #be815efa
 @draws('Belts')
-def draw_belt(pen: Pen, product: Product):
+def draw_belt(pen: Pen, product: Product) -> None:
     "A belt, rolled up."
     style = product.details[0]
     pen.line([(0.3, 0.42), (0.12, 0.33), (-0.12, 0.33), (-0.32, 0.42), (-0.32, 0.52)], pen.dark, 0.075, solid=True)
@@ -1702,7 +1699,7 @@ def draw_belt(pen: Pen, product: Product):
 
 # %% ../nbs/02_demo.ipynb #f3d57b4b
 @draws('Ties')
-def draw_tie(pen: Pen, product: Product):
+def draw_tie(pen: Pen, product: Product) -> None:
     "Long ties and bow ties."
     style = product.details[0]
     if style == 'Bow':
@@ -1726,7 +1723,7 @@ def draw_tie(pen: Pen, product: Product):
 
 # %% ../nbs/02_demo.ipynb #a6f41eab
 @draws('Socks')
-def draw_socks(pen: Pen, product: Product):
+def draw_socks(pen: Pen, product: Product) -> None:
     "A pair of socks, one before the other."
     style = product.details[0]
     top = {'Ankle': 0.5, 'Crew': 0.34, 'Knee-High': 0.08}[style]
@@ -1848,7 +1845,8 @@ def describe(
 ) -> str:  # one to six sentences
     "Write a description that agrees with the image."
     kind, group = KINDS[product.category], GROUPS[product.category]
-    article = lambda word: 'an' if word[0].lower() in 'aeiou' else 'a'
+    def article(word):
+        return 'an' if word[0].lower() in 'aeiou' else 'a'
     details, word = [d.lower() for d in product.details if d != 'Clean'], rng.choice(kind.words)
     detail, several = ' '.join(details), kind.noun.endswith('s') and not kind.noun.endswith('ss')
     noun = rng.choice((kind.noun.lower(), *kind.words))
@@ -1924,11 +1922,11 @@ class Row:
     description: str
     name: str  # display name
     product: Product
-    dirt: str = ''  # a key of `DIRT`; '' for a clean row
+    dirt: str = ''  # a key of DIRT; '' for a clean row
     original: str = ''  # for a pixel twin: the file to copy
 
     @property
-    def cells(self):
+    def cells(self) -> tuple:
         "The values of data.csv."
         p = self.product
         return self.image, self.description, self.name, p.category, p.gender, p.colour, p.pattern, p.season
@@ -1961,10 +1959,11 @@ def copy_row(
 def plan_catalogue(
     n: int,  # rows, dirty ones included
     seed: int = 0,  # seed of the catalogue
-) -> list:  # n of `Row`, in the order of data.csv
+) -> list:  # n rows, in the order of data.csv
     "Decide on every row of a catalogue."
     counts, rng = dirt_counts(n), random.Random(f'dirt {seed}')
-    copied = [name for name in ('duplicate', 'pixel_duplicate', 'same_image', 'near_duplicate') for _ in range(counts[name])]
+    repeated = ('duplicate', 'pixel_duplicate', 'same_image', 'near_duplicate')
+    copied = [name for name in repeated for _ in range(counts[name])]
     rows = []
     for i in range(n - len(copied)):
         article = product(seed, i)
@@ -1992,13 +1991,15 @@ def write_image(
     row: Row,  # whose image to write
     folder: Path,  # where
     size: int,  # side in pixels
-):
+) -> None:
     "Draw and save the image of a row, with its dirt."
     path = folder / row.image
     if row.dirt == 'missing':
-        return path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        return
     if row.dirt == 'text_file':
-        return path.write_text('<html><head><title>404 Not Found</title></head></html>\n')
+        path.write_text('<html><head><title>404 Not Found</title></head></html>\n')
+        return
     image = draw_product(row.product, size)
     if row.dirt == 'grey':
         image = image.convert('L')

@@ -49,7 +49,8 @@ def save_embeddings(
     names = np.array([str(name) for name in image_names], dtype=np.str_)
     if np.dtype(dtype) not in (np.float32, np.float16):
         raise InputError(f'Embeddings are stored as float32 or float16, not as {np.dtype(dtype)}.')
-    if embeddings.ndim != 2: raise InputError(f'Embeddings must be a matrix, not an array of shape {embeddings.shape}.')
+    if embeddings.ndim != 2:
+        raise InputError(f'Embeddings must be a matrix, not an array of shape {embeddings.shape}.')
     _check_lengths(embeddings, names, dataframe)
     if not (np.abs(np.sqrt(np.vecdot(embeddings, embeddings)) - 1) < 1e-3).all():
         raise InputError('Each embedding must be of length 1: divide the rows by their norms.')
@@ -80,10 +81,13 @@ def load_embeddings(
     model: nn.Module | None = None,  # if given, it must be the model that made the file
 ) -> dict:  # embeddings (float32 or float16 [N, D]), image_names (array of N str), dataframe, weights_hash, image_set
     "Read the embeddings file; raises `InputError` if it is damaged or was made by another model."
-    if not Path(path).is_file(): raise InputError(f'There is no embeddings file {path}: make it first (clip_ft_embed).')
-    try: data = _read_arrays(path)
+    if not Path(path).is_file():
+        raise InputError(f'There is no embeddings file {path}: make it first (clip_ft_embed).')
+    try:
+        data = _read_arrays(path)
     except _UNREADABLE as error:
-        if isinstance(error, InputError): raise
+        if isinstance(error, InputError):
+            raise
         message = f'{path} is damaged or not an embeddings file ({error}): make it again (clip_ft_embed).'
         raise InputError(message) from None
     if model is not None and weights_hash(model) != data['weights_hash']:
@@ -110,7 +114,8 @@ def _read_arrays(path: str | Path) -> dict:
     if embeddings.dtype not in (np.float32, np.float16) or embeddings.ndim != 2 or names.dtype.kind != 'U':
         raise ValueError(f'the embeddings are {embeddings.dtype} {embeddings.shape}, the names {names.dtype}')
     products = pd.DataFrame(table, index=range(len(names)), dtype=_TEXT)
-    if len(embeddings) != len(names): raise ValueError(f'{len(embeddings)} embeddings for {len(names)} names')
+    if len(embeddings) != len(names):
+        raise ValueError(f'{len(embeddings)} embeddings for {len(names)} names')
     return dict(embeddings=embeddings, image_names=names, dataframe=products,
                 weights_hash=about['weights_hash'], image_set=about['image_set'])
 
@@ -123,13 +128,16 @@ def read_image(
 ) -> tuple[str, np.ndarray | None, str]:  # digest, pixels uint8 [3, size, size] if decoded, problem
     "Read, check and decode one image; the digest is empty if it has a problem."
     problem = image_problem(image_dir, name)
-    if problem: return '', None, problem
+    if problem:
+        return '', None, problem
     try:
         data = (Path(image_dir)/name).read_bytes()
         digest = blake2b(data, digest_size=16).hexdigest()
         return digest, None if digest in known else read_pixels(BytesIO(data), resize), ''
-    except ImageError as error: return '', None, error.reason
-    except OSError as error: return '', None, f'image cannot be read: {error.strerror}'
+    except ImageError as error:
+        return '', None, error.reason
+    except OSError as error:
+        return '', None, f'image cannot be read: {error.strerror}'
 
 
 def _read_chunk(names: list[str], image_dir, resize: ResizeSpec, known: Collection[str]) -> list[tuple]:
@@ -145,7 +153,7 @@ class EmbeddedImages(NamedTuple):
 
 def embed_blocks(
     model: nn.Module | InferenceModel,  # two-tower model
-    processor,  # its processor
+    processor: Any,  # its processor
     image_dir: str | Path,  # folder of the images
     blocks: Iterable[tuple[Sequence[str], Mapping[str, np.ndarray]]],  # image names, and known embeddings by digest
     total: int,  # number of images in all blocks
@@ -178,7 +186,8 @@ def _embed_block(
         batch = torch.from_numpy(np.stack([pixels[row] for row in new]))
         vectors[new] = embed_images(model, processor, batch, progress=False)
     for row, digest in enumerate(digests):
-        if digest and pixels[row] is None: vectors[row] = known[digest]
+        if digest and pixels[row] is None:
+            vectors[row] = known[digest]
     return EmbeddedImages(np.array(digests), vectors, np.array(problems))
 
 # %% ../nbs/60_embedding.ipynb #2c75692d
@@ -193,7 +202,8 @@ def _read_shard(path: Path, count: int) -> EmbeddedImages | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             shard = EmbeddedImages(*(file[name] for name in EmbeddedImages._fields))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile): return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
     return shard if all(len(array) == count for array in shard) else None
 
 
@@ -203,7 +213,7 @@ def _known(shard: EmbeddedImages | None) -> dict[str, np.ndarray]:
 
 def embed_shards(
     model: nn.Module | InferenceModel,  # two-tower model
-    processor,  # its processor
+    processor: Any,  # its processor
     image_dir: str | Path,  # folder of the images
     names: list[str],  # names of all images
     folder: Path,  # where the shards are stored; images in finished shards are not embedded again
@@ -217,12 +227,13 @@ def embed_shards(
     blocks = ((shard, _known(_read_shard(file, len(shard)))) for shard, file in zip(shards, files))
     embedded = embed_blocks(model, processor, image_dir, blocks, sum(map(len, shards)), progress)
     for file, shard in zip(files, embedded):
-        with atomic_write(file) as temporary: np.savez(temporary, **shard._asdict())
+        with atomic_write(file) as temporary:
+            np.savez(temporary, **shard._asdict())
 
 # %% ../nbs/60_embedding.ipynb #a9ceded8
 def embed_catalogue(
     model: nn.Module,  # two-tower model
-    processor,  # its processor
+    processor: Any,  # its processor
     paths: Paths,  # where preprocess left its tables; the embeddings file is written to its path embeddings
     dtype: DTypeLike = np.float32,  # as for save_embeddings
 ) -> dict:  # as from load_embeddings
@@ -237,7 +248,8 @@ def embed_catalogue(
     embed_shards(model, processor, image_dir, products['image'].tolist(), folder,
                  state.process_index, state.num_processes, state.is_main_process)
     state.wait_for_everyone()
-    if state.is_main_process: _join_shards(paths, folder, products, made_by, dtype)
+    if state.is_main_process:
+        _join_shards(paths, folder, products, made_by, dtype)
     state.wait_for_everyone()
     return load_embeddings(paths.embeddings)
 

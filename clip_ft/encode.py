@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from torch import nn
 from tqdm.auto import tqdm
+from typing import Any
 from .core import InputError
-from .dataset import Normalize, PixelCache, ResizeSpec, device_batches, gather_pixels, pixel_blocks
+from .dataset import Normalize, PixelCache, ResizeSpec, Rows, device_batches, gather_pixels, pixel_blocks
 from .fast import InferenceModel
 from .model import embedding_size, image_features, model_device, text_features
 from .texts import Tokens
@@ -24,7 +25,9 @@ from .texts import Tokens
 Images = PixelCache | torch.Tensor | Sequence[str | Path | Image.Image]
 
 
-def _image_batches(images: Images, rows: np.ndarray, spec: ResizeSpec, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
+def _image_batches(
+    images: Images, rows: np.ndarray, spec: ResizeSpec, batch_size: int, device: torch.device,
+) -> Iterator[torch.Tensor]:
     "Batches of the given rows, uint8 [B, 3, size, size] on the device."
     if isinstance(images, PixelCache):
         yield from device_batches(images.pixels, rows, batch_size, device)
@@ -36,16 +39,17 @@ def _image_batches(images: Images, rows: np.ndarray, spec: ResizeSpec, batch_siz
             yield torch.from_numpy(block).to(device)
 
 
-def _default_batch_size(device: torch.device) -> int: return 1024 if device.type == 'cuda' else 256
+def _default_batch_size(device: torch.device) -> int:
+    return 1024 if device.type == 'cuda' else 256
 
 
 def embed_images(
     model: nn.Module | InferenceModel,  # two-tower model; an InferenceModel saves a copy for each of many calls
-    processor,  # its processor
+    processor: Any,  # its processor
     images: Images,  # PixelCache, uint8 tensor [N, 3, size, size], or N paths and PIL images
     batch_size: int | None = None,  # images in a batch; None: 1,024 on a CUDA device, else 256
     progress: bool = True,  # show a progress bar
-    rows: Sequence[int] | None = None,  # embed only these of the images, in this order; None: all
+    rows: Rows | None = None,  # embed only these of the images, in this order; None: all
 ) -> np.ndarray:  # float32 [N, D], rows of length 1
     "Embed images. Raises InputError naming an image that cannot be decoded."
     inference, spec = InferenceModel.of(model), ResizeSpec.from_processor(processor)
@@ -55,13 +59,13 @@ def embed_images(
         size = images.shape[-1] if isinstance(images, torch.Tensor) else images.size
         if size != spec.size:
             raise InputError(f'The pixel cache holds images of {size} pixels, but the model reads {spec.size}.')
-    rows = np.arange(len(images)) if rows is None else np.asarray(rows, dtype=np.int64)
+    chosen = np.arange(len(images)) if rows is None else np.asarray(rows, dtype=np.int64)
     normalize = Normalize(processor).to(device)
 
-    def embed(model):
+    def embed(model: nn.Module) -> np.ndarray:
         embeds = [torch.zeros(0, embedding_size(model), device=device)]
-        with tqdm(total=len(rows), desc='Embedding images', disable=not progress) as bar:
-            for pixels in _image_batches(images, rows, spec, batch_size or _default_batch_size(device), device):
+        with tqdm(total=len(chosen), desc='Embedding images', disable=not progress) as bar:
+            for pixels in _image_batches(images, chosen, spec, batch_size or _default_batch_size(device), device):
                 embeds.append(image_features(model, normalize(pixels)))
                 bar.update(len(pixels))
         return torch.cat(embeds).cpu().numpy()
@@ -70,21 +74,23 @@ def embed_images(
 # %% ../nbs/33_encode.ipynb #dba2aa03
 def embed_texts(
     model: nn.Module | InferenceModel,  # two-tower model; an InferenceModel saves a copy for each of many calls
-    processor,  # its processor
+    processor: Any,  # its processor
     texts: str | Sequence[str] | Tokens,  # N texts, a single one, or tokens
     batch_size: int | None = None,  # texts in a batch; None: 1,024 on a CUDA device, else 256
     progress: bool = False,  # show a progress bar
 ) -> np.ndarray:  # float32 [N, D], rows of length 1
     "Embed texts, cut to the longest that the model reads."
     inference = InferenceModel.of(model)
-    device, tokens, codes = model_device(inference.full), texts, slice(None)
-    if not isinstance(texts, Tokens):
+    device = model_device(inference.full)
+    if isinstance(texts, Tokens):
+        tokens, codes = texts, np.arange(len(texts))
+    else:
         texts = [texts] if isinstance(texts, str) else [str(text) for text in texts]
         codes, unique = pd.factorize(np.array(texts, dtype=object))
         tokens = Tokens(processor, unique, device=device)
     by_length = torch.argsort(tokens.lengths, stable=True)
 
-    def embed(model):
+    def embed(model: nn.Module) -> np.ndarray:
         embeds = torch.empty(len(tokens), embedding_size(model), device=device)
         with tqdm(total=len(tokens), desc='Embedding texts', disable=not progress) as bar:
             for rows in by_length.split(batch_size or _default_batch_size(device)) if len(tokens) else ():

@@ -142,7 +142,7 @@ def evaluate(
     products: pd.DataFrame,  # N products, from split_products
     image_dir: str | Path | PixelCache,  # folder of their images; or their cache, in the same order
     batch_size: int = 32,  # number of products that compete in the loss
-    sets: dict[str, QuerySet] | None = None,  # query sets of your own; None: those of query_sets, and the recipe's metrics
+    sets: dict[str, QuerySet] | None = None,  # your own query sets; None: those of query_sets, and the recipe's metrics
     ks: Sequence[int] = (1, 5, 10),  # numbers of results that a shopper may look at
     n_resamples: int = 1000,  # samples of the bootstrap
 ) -> Evaluation:

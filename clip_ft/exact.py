@@ -15,7 +15,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 from .core import InputError
 from .int8 import Int8Bounds
-from .where import Condition, Index, fits, read_where, with_scores
+from .where import Condition, fits, read_where, with_scores
 
 # %% ../nbs/63_exact.ipynb #283de818
 def top_rows(
@@ -24,7 +24,8 @@ def top_rows(
 ) -> np.ndarray:  # row numbers, best first; equal scores in the order of the rows
     "The rows with the highest scores."
     top_k = min(top_k, len(scores))
-    if top_k <= 0: return np.zeros(0, np.int64)
+    if top_k <= 0:
+        return np.zeros(0, np.int64)
     threshold = torch.tensor(scores).topk(top_k).values[-1].item()  # takes a third of the time of np.partition
     above = np.flatnonzero(scores > threshold)
     equal = np.flatnonzero(scores == threshold)
@@ -37,7 +38,7 @@ class ExactIndex:
     def __init__(
         self,
         embeddings: dict,  # from load_embeddings
-    ):
+    ) -> None:
         self.stored = embeddings['embeddings']
         self.weights_hash: str = embeddings['weights_hash']
         images = [str(name) for name in embeddings['image_names']]
@@ -96,9 +97,12 @@ Found = tuple[np.ndarray, np.ndarray]  # row numbers int64 and their scores floa
 @patch
 def _score_rows(self: ExactIndex, vector: np.ndarray, top_k: int, rows: np.ndarray | None = None) -> Found:
     "Plain search: score the rows one by one and return the best."
-    if rows is None: scores = np.vecdot(self.embeddings, vector)
-    elif GATHER * len(rows) < len(self): scores = np.vecdot(self.embeddings[rows], vector)
-    else: scores = np.vecdot(self.embeddings, vector)[rows]
+    if rows is None:
+        scores = np.vecdot(self.embeddings, vector)
+    elif GATHER * len(rows) < len(self):
+        scores = np.vecdot(self.embeddings[rows], vector)
+    else:
+        scores = np.vecdot(self.embeddings, vector)[rows]
     best = top_rows(scores, top_k)
     return (best if rows is None else rows[best]), scores[best]
 
@@ -109,7 +113,8 @@ def _search_one(self: ExactIndex, vector: np.ndarray, top_k: int, rows: np.ndarr
     few = rows is not None and GATHER * len(rows) < len(self)
     if len(self) > FIRST_PASS and 0 < 8 * top_k < len(self) and not few:
         candidates = self.int8_bounds.candidates(vector, top_k, rows)
-        if GATHER * len(candidates) < len(self): return self._score_rows(vector, top_k, candidates)
+        if GATHER * len(candidates) < len(self):
+            return self._score_rows(vector, top_k, candidates)
     return self._score_rows(vector, top_k, rows)
 
 # %% ../nbs/63_exact.ipynb #1b05c057
@@ -117,11 +122,13 @@ def _search_one(self: ExactIndex, vector: np.ndarray, top_k: int, rows: np.ndarr
 def _search_many(self: ExactIndex, vectors: np.ndarray, top_k: int, rows: np.ndarray | None = None) -> list[Found]:
     "Plain search after a matrix product has ruled out most rows."
     count = len(self) if rows is None else len(rows)
-    if not count: return [(np.zeros(0, np.int64), np.zeros(0, np.float32))] * len(vectors)
+    if not count:
+        return [(np.zeros(0, np.int64), np.zeros(0, np.float32))] * len(vectors)
     gather = rows is not None and 4 * count < len(self)  # a matrix product reads them more than once
     gallery = self.embeddings[rows] if gather else self.embeddings
     scores = vectors @ gallery.T  # for these shapes numpy takes two thirds of torch's time
-    if rows is not None and not gather: scores = scores[:, rows]
+    if rows is not None and not gather:
+        scores = scores[:, rows]
     best = torch.from_numpy(scores).topk(min(top_k, count), dim=1).values
     thresholds = best[:, -1:].numpy() - 1e-5
     found = []
@@ -141,7 +148,8 @@ def top(
     "The best rows for each query; equal scores in the order of the rows."
     conditions = read_where(where, self.columns)
     rows = self.rows_where(conditions) if conditions else None
-    if len(vectors) < 16: return [self._search_one(vector, top_k, rows) for vector in vectors]
+    if len(vectors) < 16:
+        return [self._search_one(vector, top_k, rows) for vector in vectors]
     blocks = (vectors[start:start + 128] for start in range(0, len(vectors), 128))
     return [found for block in blocks for found in self._search_many(block, top_k, rows)]
 
@@ -155,7 +163,8 @@ def nearest(
     offset: int = 0,  # number of best results to skip
 ) -> list[pd.DataFrame]:  # for each query the products, best first, with a column clip_score
     "The products nearest to each query."
-    if not len(vectors): return []
+    if not len(vectors):
+        return []
     found = [(rows[offset:], scores[offset:]) for rows, scores in self.top(vectors, offset + top_k, where)]
     table = self.dataframe.iloc[np.concatenate([rows for rows, _ in found])]
     ends = np.cumsum([len(rows) for rows, _ in found])

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._triton import has_triton
 from transformers.activations import QuickGELUActivation
+from typing import Any
 from .model import evaluating, model_device, tower_layers
 
 # %% ../nbs/32_fast.ipynb #fdae1de5
@@ -28,7 +29,7 @@ def autocast_dtype(
     if device == 'cuda':
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return (torch.bfloat16, False) if native else (torch.float16, True)
-    capabilities = getattr(torch.cpu, 'get_capabilities', dict)()  # absent in older versions of PyTorch
+    capabilities: dict = getattr(torch.cpu, 'get_capabilities', dict)()  # absent in older versions of PyTorch
     supported = capabilities.get('avx512_bf16') or capabilities.get('amx_bf16')
     large = sum(p.numel() for p in model.parameters()) > 4_000_000
     return (torch.bfloat16 if device == 'cpu' and supported and large else None), False
@@ -38,7 +39,7 @@ class MatmulPatches(nn.Module):
     "A convolution over patches that do not overlap, computed as one matrix product. Shares the parameters of conv."
     def __init__(self,
         conv: nn.Conv2d,  # convolution whose stride equals its kernel size
-    ):
+    ) -> None:
         super().__init__()
         self.weight, self.bias, self.kernel_size = conv.weight, conv.bias, conv.kernel_size
 
@@ -73,6 +74,7 @@ def silu_activations(
     model: nn.Module,  # changed in place, weights included; computes the same function as before
 ) -> None:
     "Replace OpenAI's quick GELU by SiLU, with the factor 1.702 multiplied into the weights around it."
+    module: Any
     for module in model.modules():
         if not isinstance(getattr(module, 'activation_fn', None), QuickGELUActivation):
             continue
@@ -107,7 +109,7 @@ class InferenceModel:
         model: 'nn.Module | InferenceModel',  # two-tower model; an InferenceModel is returned as it is
     ) -> 'InferenceModel':
         "Add a 16-bit copy to a model that is on a CUDA device."
-        if isinstance(model, cls):
+        if isinstance(model, InferenceModel):
             return model
         return cls(model, half_copy(model) if model_device(model).type == 'cuda' else None)
 
@@ -131,8 +133,8 @@ def can_compile(
     return device.type == 'cuda' and has_triton()
 
 
-def _mark_text_width(module, args, kwargs):
-    "Before the text encoder: tell the compiler that L varies in states [B, L, D] and masks [., ., L, L], and nothing else."
+def _mark_text_width(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    "Tell the compiler that L varies in the encoder's states [B, L, D] and masks [., ., L, L], and nothing else."
     for x in (*args, *kwargs.values()):
         for dim in {3: (1,), 4: (2, 3)}.get(getattr(x, 'ndim', 0), ()):
             if x.shape[dim] > 1:
@@ -142,10 +144,10 @@ def _mark_text_width(module, args, kwargs):
 class CompiledLayers:
     "The layers of both towers, compiled in place, and the patches as a matrix product, until closed."
     def __init__(self,
-        model: nn.Module,  # two-tower model; its parameters and their names stay the same
+        model: Any,  # two-tower model; its parameters and their names stay the same
         enabled: bool = True,  # False: leave the model as it is
         backend: str | Callable = 'inductor',  # backend of torch.compile
-    ):
+    ) -> None:
         self.model, self.enabled = model, enabled
         if not enabled:
             return
@@ -181,16 +183,16 @@ class _Recording:
         self.graph.replay()
         return tuple(x.clone() for x in self.outputs)
 
-
+# %% ../nbs/32_fast.ipynb #a190ba96
 class RecordedStep:
     "Calls a function of a batch; on a CUDA device it is recorded once per shape of the batch, and then replayed."
     def __init__(self,
-        compute: Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, ...]],  # step to record; never reads back from the GPU
+        compute: Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, ...]],  # step; must not wait for the GPU
         device: torch.device,  # device of the batches
-    ):
+    ) -> None:
         self.compute, self.device = compute, device
         self.recordings: dict[tuple, _Recording] = {}  # by the shapes of the batch
-        self.calls = Counter()
+        self.calls: Counter[tuple] = Counter()
         if device.type == 'cuda':
             self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
@@ -208,7 +210,7 @@ class RecordedStep:
             self.recordings[shapes] = self._record(batch)
         return self.recordings[shapes].replay(batch)
 
-    def _warm_up(self, batch):
+    def _warm_up(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         "Run on a side stream, as a recording will."
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
@@ -217,7 +219,7 @@ class RecordedStep:
         current.wait_stream(self.stream)
         return outputs
 
-    def _record(self, batch):
+    def _record(self, batch: dict[str, torch.Tensor]) -> _Recording:
         "Record the kernels of a step, without running them."
         graph, inputs = torch.cuda.CUDAGraph(), {name: x.clone() for name, x in batch.items()}
         with torch.cuda.graph(graph, pool=self.pool):

@@ -34,7 +34,7 @@ class ImageError(InputError):
     def __init__(self,
         name: str,  # path or name of the image
         reason: str,  # such as 'image is missing'
-    ):
+    ) -> None:
         super().__init__(name, reason)  # with both arguments the error can be pickled and sent between processes
         self.name, self.reason = name, reason
 

@@ -37,7 +37,7 @@ class Int8Bounds:
         self,
         embeddings: np.ndarray,  # float32 [N, D], rows of length 1
         block_size: int = 4096,  # rows that are quantized at a time
-    ):
+    ) -> None:
         count, dimension = embeddings.shape
         mean = embeddings.mean(axis=0)
         self.codes = np.empty((count, dimension), np.int8)
@@ -67,8 +67,10 @@ class Int8Bounds:
     ) -> np.ndarray:  # int64, ascending
         "Rows that can be among the best; all others cannot."
         lower, upper = self.bounds(vector)
-        if rows is not None: lower, upper = lower[rows], upper[rows]
-        if not len(lower): return np.zeros(0, np.int64)
+        if rows is not None:
+            lower, upper = lower[rows], upper[rows]
+        if not len(lower):
+            return np.zeros(0, np.int64)
         threshold = torch.from_numpy(lower).topk(min(top_k, len(lower))).values[-1].item()
         possible = np.flatnonzero(upper >= threshold)
         return possible if rows is None else rows[possible]

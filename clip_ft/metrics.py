@@ -280,7 +280,7 @@ class Gallery:
         images: Images,  # images of the products, in a form that embed_images takes
         products: pd.DataFrame,  # the column full_text, and those that duplicates are found by
         rows: Sequence[int] | None = None,  # int [N]: rows of the products in images; None: the same order
-    ):
+    ) -> None:
         self.images, self.rows = images, rows
         self.tokens = Tokens(processor, products['full_text'])
         self.groups = duplicate_groups(products)

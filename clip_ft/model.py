@@ -75,7 +75,7 @@ def _tiny_tokenizer(texts: list[str]) -> CLIPTokenizer:
 def tiny_model(
     texts: Iterable[str],  # texts to learn the tokenizer from, such as the full_text of the training products
     seed: int = 0,  # seed of the random weights
-) -> tuple[CLIPModel, CLIPProcessor]:  # model in eval mode on the CPU, for images of 96 x 96 and with D = 128; processor
+) -> tuple[CLIPModel, CLIPProcessor]:  # model in eval mode on the CPU (images of 96 x 96, D = 128); processor
     "A CLIP of 1.3 million random weights, with its own tokenizer."
     texts = [str(text) for text in texts]
     if not any(text.strip() for text in texts):
@@ -102,7 +102,7 @@ def _normalized(features: Any) -> torch.Tensor:
 
 
 def image_features(
-    model: nn.Module,  # two-tower model
+    model: Any,  # two-tower model
     pixel_values: torch.Tensor,  # float [B, 3, size, size], normalized, on the model's device
 ) -> torch.Tensor:  # float32 [B, D], rows of length 1
     "Embed a batch of images."
@@ -110,7 +110,7 @@ def image_features(
 
 
 def text_features(
-    model: nn.Module,  # two-tower model
+    model: Any,  # two-tower model
     tokens: dict[str, torch.Tensor],  # input_ids and attention_mask, int64 [B, L]
 ) -> torch.Tensor:  # float32 [B, D], rows of length 1
     "Embed a batch of tokenized texts."
@@ -156,8 +156,8 @@ def tower_layers(
 # %% ../nbs/30_model.ipynb #5b67fe61
 def save_model(
     folder: str | Path,  # folder to write; replaced if it exists
-    model: nn.Module,  # model of transformers
-    processor,  # its processor
+    model: Any,  # model of transformers
+    processor: Any,  # its processor
     weights: dict[str, torch.Tensor] | None = None,  # state dict to write instead of the model's own
 ) -> None:
     "Write a model and its processor to a folder, which is either the old or the new one at any time."
@@ -178,13 +178,13 @@ def save_model(
             shutil.rmtree(leftover, ignore_errors=True)
 
 # %% ../nbs/30_model.ipynb #936cd955
-def _from_pretrained(kind: str, name: str, cls: Any, **options) -> Any:
+def _from_pretrained(kind: str, name: str, cls: Any, **options: Any) -> Any:
     "cls.from_pretrained(name), with every failure turned into an InputError."
     is_folder = Path(name).is_dir()
     try:
         with _quiet(progress=not is_folder):
             return cls.from_pretrained(name, trust_remote_code=False, **options)
-    except Exception as error:  # OSError, ValueError, KeyError, RuntimeError, ImportError, and those of safetensors and httpx
+    except Exception as error:  # of transformers, safetensors, httpx: OSError, ValueError, KeyError, RuntimeError, ...
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__
         if 'ignore_mismatched_sizes' in reason:
@@ -192,12 +192,12 @@ def _from_pretrained(kind: str, name: str, cls: Any, **options) -> Any:
         if is_folder:
             raise InputError(f'The folder {name} holds no usable {kind}: {reason}') from error
         raise InputError(
-            f"'{name}' gives no usable {kind}: {reason} Without a connection to the Hugging Face hub, give a folder that "
-            'holds the model (config.json, model.safetensors, preprocessor and tokenizer files).') from error
+            f"'{name}' gives no usable {kind}: {reason} Without a connection to the Hugging Face hub, give a folder "
+            'that holds the model (config.json, model.safetensors, preprocessor and tokenizer files).') from error
 
 
 def load_model(
-    name: str | Path = 'openai/clip-vit-base-patch32',  # name on the hub, or folder written by save_model or save_pretrained
+    name: str | Path = 'openai/clip-vit-base-patch32',  # name on the hub, or folder written by save_model
     device: torch.device | str | None = None,  # device to put it on; None: the fastest available
 ) -> tuple[Any, Any]:  # model in eval mode, processor
     "Load a two-tower model and its processor. Raises InputError if there is none, or if its weights do not fit."
@@ -205,14 +205,15 @@ def load_model(
     if os.path.isfile(name):
         raise InputError(f'{name} is a file. Give a folder, such as checkpoints/best_model, or a name on the hub.')
     config = _from_pretrained('model', name, AutoConfig)
-    model, info = _from_pretrained('model', name, AutoModel, config=config, dtype=torch.float32, output_loading_info=True)
+    options: dict[str, Any] = dict(config=config, dtype=torch.float32, output_loading_info=True)
+    model, info = _from_pretrained('model', name, AutoModel, **options)
     if not (hasattr(model, 'get_image_features') and hasattr(model, 'get_text_features')):
         raise InputError(f"'{name}' is a {config.model_type} model. Give one with a vision tower and a text tower, "
                          'such as CLIP or SigLIP.')
     wrong = sorted(info['missing_keys']) + [str(key[0]) for key in info.get('mismatched_keys', [])]
     if wrong:
-        raise InputError(f"The weights of '{name}' do not fit its config.json: {len(wrong)} of them are missing or have "
-                         f'another shape, such as {wrong[0]}.')
+        raise InputError(f"The weights of '{name}' do not fit its config.json: {len(wrong)} of them are missing or "
+                         f'have another shape, such as {wrong[0]}.')
     processor = _from_pretrained('processor', name, AutoProcessor)
     if not (hasattr(processor, 'tokenizer') and hasattr(processor, 'image_processor')):
         raise InputError(f"The processor of '{name}' is incomplete: it needs a tokenizer and an image processor.")

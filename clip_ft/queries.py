@@ -27,7 +27,8 @@ class QuerySet:
     groups: np.ndarray  # int [N]: equal for queries that depend on each other, such as those of duplicates
     by_image: bool = False  # true: the query is the image of the product, and the names of all products are searched
 
-    def __len__(self): return len(self.texts)
+    def __len__(self) -> int:
+        return len(self.texts)
 
 # %% ../nbs/50_queries.ipynb #50a10003
 def attribute(

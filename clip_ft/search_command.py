@@ -9,123 +9,189 @@ __all__ = ['results_table', 'parse_where', 'prompt', 'search_main']
 import pandas as pd
 import re
 import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 from unicodedata import east_asian_width
 from .core import InputError, Paths, atomic_write, command_parser, console_script, non_negative_int
 from .data import catalogue_folder, image_folder
 from .embedding import load_embeddings
 from .model import load_model
-from .search import Searcher, plot_results
+from .search import EMPTY, Searcher, plot_results
 from .where import Contains, read_where
 
 # %% ../nbs/66_search_command.ipynb #70d1c05d
-def _plain(text): return ''.join(o if o.isprintable() else ' ' for o in str(text))
+def _printable(text: Any) -> str:
+    return ''.join(character if character.isprintable() else ' ' for character in str(text))
 
-def _columns(text): return sum(1+(east_asian_width(o) in 'WF') for o in text)   # a Chinese character is two columns wide
 
-def _fit(text, width):
-    "Text in exactly so many columns of a terminal."
-    text = _plain(text)
-    if _columns(text) > width:
-        while _columns(text) >= width: text = text[:-1]
+def _text_width(text: str) -> int:
+    "Columns of a terminal that a text takes."
+    return sum(2 if east_asian_width(character) in 'WF' else 1 for character in text)
+
+
+def _fit(text: str, width: int, right: bool = False) -> str:
+    "Text in exactly this many columns of a terminal."
+    if _text_width(text) > width:
+        while _text_width(text) >= width:
+            text = text[:-1]
         text += '…'
-    return text+' '*(width-_columns(text))
+    padding = ' ' * (width - _text_width(text))
+    return padding + text if right else text + padding
 
 
 def results_table(
-    results: pd.DataFrame, # From `Searcher.search` or `search_products`
-    width: int=80,         # Columns of the terminal; the names are cut to fit
+    results: pd.DataFrame,  # from Searcher.search or search_products
+    width: int = 80,  # columns of the terminal
 ) -> str:
     "Results as text."
-    if not len(results): return 'No product matches.'
-    shown = {o: [o.replace('clip_score', 'score'), *(f'{v:.2f}' if o == 'clip_score' else _plain(v) for v in results[o])]
-             for o in ('rank', 'clip_score', 'display name', 'category', 'image') if o in results}
-    wide = {o: min(max(map(_columns, v)), dict(category=18, image=24).get(o, width)) for o, v in shown.items()}
-    if 'display name' in wide: wide['display name'] = min(wide['display name'], max(12, width-sum(v+2 for o, v in wide.items() if o != 'display name')))
-    return '\n'.join('  '.join(v[i].rjust(wide[o]) if o in ('rank', 'clip_score') else _fit(v[i], wide[o]) for o, v in shown.items()).rstrip() for i in range(len(results)+1))
+    if not len(results):
+        return 'No product matches.'
+    cells = {column: [column, *map(_printable, results[column])]
+             for column in ('rank', 'clip_score', 'display name', 'category', 'image') if column in results}
+    cells['clip_score'] = ['score', *(f'{score:.2f}' for score in results['clip_score'])]
+    limits = {'category': 18, 'image': 24}
+    widths = {column: min(max(map(_text_width, texts)), limits.get(column, width)) for column, texts in cells.items()}
+    if 'display name' in widths:
+        others = sum(taken + 2 for column, taken in widths.items() if column != 'display name')
+        widths['display name'] = min(widths['display name'], max(12, width - others))
+    fitted = [[_fit(text, widths[column], right=column in ('rank', 'clip_score')) for text in texts]
+              for column, texts in cells.items()]
+    return '\n'.join('  '.join(line).rstrip() for line in zip(*fitted))
 
 # %% ../nbs/66_search_command.ipynb #d9c2b81a
 def parse_where(
-    texts, # Conditions as typed
-) -> dict: # As for `read_where`
-    "Conditions of the command line. Raises InputError for one that can't be read."
-    where = {}
+    texts: Iterable[str] | None,  # conditions as typed
+) -> dict:  # conditions, as for read_where
+    "Read conditions of the command line; raises `InputError` for a malformed one."
+    where: dict = {}
     for text in texts or ():
         found = re.fullmatch(r'([^=~<>]+)(>=|<=|=|~)(.*)', text, re.DOTALL)
-        if not found: raise InputError(f'--where {text!r}: a condition is column=value, column~text, column>=number or column<=number.')
-        column, kind, value = found[1].strip(), found[2], found[3].strip()
-        if kind == '~': new = Contains(value)
-        elif kind == '=': new = [*where.get(column, []), value] if isinstance(where.get(column, []), list) else None
-        else:
-            try: number = float(value)
-            except ValueError: raise InputError(f'--where {text!r}: {value!r} is not a number.') from None
-            low, high = where.get(column, (None, None)) if isinstance(where.get(column, ()), tuple) else (None, None)
-            new = (number, high) if kind == '>=' else (low, number)
-        if column in where and type(new) is not type(where[column]) or column in where and kind == '~': raise InputError(f'--where {text!r}: there is another kind of condition for {column!r} already.')
-        where[column] = new
+        if not found:
+            forms = 'column=value, column~text, column>=number or column<=number'
+            raise InputError(f'The condition --where {text!r} cannot be read: write {forms}.')
+        column, operator, value = (part.strip() for part in found.groups())
+        where[column] = _add_condition(text, operator, value, where.get(column))
     return where
+
+
+def _add_condition(text: str, operator: str, value: str, earlier: Any) -> Any:
+    "The condition on a column after one more text."
+    kind = {'=': list, '~': Contains, '>=': tuple, '<=': tuple}[operator]
+    combines = operator != '~' and isinstance(earlier, kind)
+    if earlier is not None and not combines:
+        raise InputError(f'The condition --where {text!r} does not combine with an earlier one on the same column.')
+    if operator == '~':
+        return Contains(value)
+    if operator == '=':
+        return [*(earlier or []), value]
+    try:
+        number = float(value)
+    except ValueError:
+        raise InputError(f'The condition --where {text!r} fails: {value!r} is not a number.') from None
+    low, high = earlier or (None, None)
+    return (number, high) if operator == '>=' else (low, number)
 
 # %% ../nbs/66_search_command.ipynb #03db221b
 def prompt(
-    searcher: Searcher, # What to search
-    top_k: int=5,       # How many products to show
-    history=None,       # File that keeps what was typed, for the arrow keys; None: none
-    **options,          # Of `Searcher.search`
-):
+    searcher: Searcher,  # what to search
+    top_k: int = 5,  # number of results
+    history: Path | None = None,  # file that keeps earlier queries for the arrow keys
+    **options: Any,  # options of Searcher.search
+) -> None:
     "Ask for queries and answer them, until an empty line or the end of the input."
-    print(f'{len(searcher):,} products. Type what you are looking for; an empty line ends.')
-    line = _line_editor(history)
+    print(f'{len(searcher):,} products. Type a query; an empty line ends the search.')
+    line_editor = _line_editor(history)
     while True:
-        try: query = input('search> ')
-        except EOFError: query = ''
-        if not query.strip(): break
-        try: print(results_table(searcher.search(query, top_k, **options)), '\n')
-        except InputError as e: print(e)
-    if line: line.write_history_file(history)
+        try:
+            query = input('search> ')
+        except EOFError:
+            break
+        if not query.strip():
+            break
+        try:
+            print(results_table(searcher.search(query, top_k, **options)), '\n')
+        except InputError as error:
+            print(error)
+    if line_editor:
+        line_editor.write_history_file(history)
     print()
 
 
-def _line_editor(history):
-    "Python's readline with what was typed before, if somebody sits at a terminal; else None."
-    if history is None or not sys.stdin.isatty(): return None
-    with suppress(ImportError):                 # Windows has none
+def _line_editor(history: Path | None) -> ModuleType | None:
+    "The module readline with the earlier queries; None if the input is not a terminal."
+    if history is None or not sys.stdin.isatty():
+        return None
+    with suppress(ImportError):  # Windows has no readline
         import readline
-        with suppress(OSError): readline.read_history_file(history)
+        with suppress(OSError):
+            readline.read_history_file(history)
         readline.set_history_length(500)
         return readline
+    return None
 
 # %% ../nbs/66_search_command.ipynb #28635391
+def _search_parser() -> ArgumentParser:
+    parser = command_parser('Find products by text or by image among those that clip_ft_embed has embedded.')
+    add = parser.add_argument
+    add('query', nargs='?', help='text to search for, in quotes; without it and without an image, you are asked')
+    add('--image', metavar='FILE', help='image to search by, alone or with a text')
+    add('--like', metavar='NAME', help='more like this image of the catalogue')
+    add('--image-weight', type=float, default=.5, help='weight of the image if there is a text as well, from 0 to 1')
+    add('--not', dest='without', metavar='TEXT', default='', help='text that describes what is not wanted')
+    add('--where', action='append', metavar='CONDITION',
+        help='only products with category=Dresses, price>=10 or "display name~silk"; may be repeated, '
+             'and two values for the same column mean one of them')
+    add('--top-k', type=int, default=5, help='number of results')
+    add('--offset', type=non_negative_int, default=0, help='number of best results to skip')
+    add('--collapse', action='store_true', help='show only one of several near-identical products')
+    add('--json', action='store_true', help='print the results as JSON, with all columns')
+    add('--save-grid', metavar='FILE', default=None, help='also save the images of the results as one PNG file')
+    add('--model', default=None, help='model that made the embeddings: name on the Hugging Face hub, or folder; '
+                                      'by default checkpoints/best_model below --root')
+    add('--device', default=None, help='cuda, cuda:1, mps or cpu; by default the fastest one')
+    return parser
+
+
+def _check_arguments(args: Namespace, asked: bool) -> None:
+    if args.top_k < 1:
+        raise InputError(f'--top-k must be at least 1, not {args.top_k}.')
+    if args.query is not None and not args.query.strip():
+        raise InputError(EMPTY)
+    if not asked and (args.save_grid or args.json):
+        raise InputError('--save-grid and --json need a query or an image.')
+
+# %% ../nbs/66_search_command.ipynb #47134ea8
 @console_script
-def search_main(argv=None):
-    "clip_ft_search: find products by words, by a picture, or by both."
-    parser = command_parser('Find products by words or by a picture, among the pictures that clip_ft_embed has embedded.')
-    parser.add_argument('query', nargs='?', help='what to look for, in quotes; without it, and without a picture, you are asked')
-    parser.add_argument('--image', metavar='FILE', help='a picture to search by, alone or beside the words')
-    parser.add_argument('--like', metavar='NAME', help='more like this picture of the catalogue')
-    parser.add_argument('--image-weight', type=float, default=.5, help='share of the picture where words are given as well, 0 to 1')
-    parser.add_argument('--not', dest='without', metavar='WORDS', default='', help='what is not wanted')
-    parser.add_argument('--where', action='append', metavar='CONDITION', help='only products with category=Dresses, price>=10 or "display name~silk"; may be repeated, the same column with = means one of these')
-    parser.add_argument('--top-k', type=int, default=5, help='how many products to show')
-    parser.add_argument('--offset', type=non_negative_int, default=0, help='skip so many of the best')
-    parser.add_argument('--collapse', action='store_true', help='show one of several near-identical products')
-    parser.add_argument('--json', action='store_true', help='print the results as JSON, with all columns')
-    parser.add_argument('--save-grid', metavar='FILE', default=None, help='also save the pictures as one PNG')
-    parser.add_argument('--model', default=None, help='name on the hub or folder of the model that made the embeddings; checkpoints/best_model below --root if not given')
-    parser.add_argument('--device', default=None, help='cuda, cuda:1, mps or cpu; the fastest there is if not given')
-    args = parser.parse_args(argv)
-    asked = args.query is not None or args.image or args.like
-    if args.top_k < 1: raise InputError(f'--top-k must be at least 1, not {args.top_k}.')
-    if args.query is not None and not args.query.strip(): raise InputError('The query is empty: type a few words, such as "blue jeans".')
-    if not asked and (args.save_grid or args.json): raise InputError('--save-grid and --json need a query or a picture.')
-    options = dict(image_weight=args.image_weight, without=args.without, where=parse_where(args.where), offset=args.offset, collapse=args.collapse)
+def search_main(argv: list[str] | None = None) -> None:
+    "clip_ft_search: find products by text, by image, or by both."
+    args = _search_parser().parse_args(argv)
+    asked = bool(args.query is not None or args.image or args.like)
+    _check_arguments(args, asked)
+    options = dict(image_weight=args.image_weight, without=args.without, where=parse_where(args.where),
+                   offset=args.offset, collapse=args.collapse)
     paths = Paths(args.root)
     data = load_embeddings(paths.embeddings)
-    read_where(options['where'], ['image', *data['dataframe'].columns])     # what is wrong with it is said before a model is loaded
+    read_where(options['where'], ['image', *data['dataframe'].columns])
     image_dir = image_folder(catalogue_folder(paths), data['dataframe'])
-    searcher = Searcher(*load_model(args.model or paths.best_model, args.device), data, image_dir)
-    if not asked: return prompt(searcher, args.top_k, paths.root/'.search_history', **options)
+    model, processor = load_model(args.model or paths.best_model, args.device)
+    searcher = Searcher(model, processor, data, image_dir)
+    if not asked:
+        return prompt(searcher, args.top_k, paths.root/'.search_history', **options)
     results = searcher.search(args.query or '', args.top_k, image=args.image, like=args.like, **options)
-    print(results.to_json(orient='records', force_ascii=False, indent=1) if args.json else f'{results_table(results)}\n\nThe pictures are in {image_dir}')
+    if args.json:
+        print(results.to_json(orient='records', force_ascii=False, indent=1))
+    else:
+        print(f'{results_table(results)}\n\nThe images are in {image_dir}')
     if args.save_grid:
-        with atomic_write(args.save_grid) as tmp: plot_results(results, image_dir, args.query or 'like the picture').savefig(tmp, dpi=100, format='png')
-        print(f'Saved as a picture: {args.save_grid}', file=sys.stderr if args.json else sys.stdout)
+        _save_grid(results, image_dir, args)
+
+
+def _save_grid(results: pd.DataFrame, image_dir: Path, args: Namespace) -> None:
+    figure = plot_results(results, image_dir, args.query or 'like the image')
+    with atomic_write(args.save_grid) as temporary:
+        figure.savefig(temporary, dpi=100, format='png')
+    print(f'Saved the images of the results: {args.save_grid}', file=sys.stderr if args.json else sys.stdout)

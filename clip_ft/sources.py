@@ -14,7 +14,7 @@ import stat
 import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO
+from typing import IO, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -72,24 +72,27 @@ def safe_members(
     archive: zipfile.ZipFile,  # open for reading
 ) -> dict[str, zipfile.ZipInfo]:  # files by relative path
     "List the files of an archive. Raises InputError if any member could do harm."
+    def refuse(problem: str) -> NoReturn:
+        raise InputError(f'The archive {archive.filename} is refused: {problem}.')
+
     infos = archive.infolist()
     size = sum(info.file_size for info in infos)
     if len(infos) > MAX_MEMBERS:
-        raise InputError(f'The archive {archive.filename} is refused: it has over {MAX_MEMBERS:,} members.')
+        refuse(f'it has over {MAX_MEMBERS:,} members')
     members: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
         name = '/'.join(part for part in info.filename.split('/') if part not in ('', '.'))
         problem = _member_problem(info) or ('another member has the same name' if name in members else '')
         if problem:
-            raise InputError(f'The archive {archive.filename} is refused: member {info.filename!r}: {problem}.')
+            refuse(f'member {info.filename!r}: {problem}')
         if not info.is_dir() and name != SOURCE_FILE:
             members[name] = info
     folders = {Path(name).parent for name in members}
     both = members.keys() & {str(path) for folder in folders for path in (folder, *folder.parents)}
     if both:
-        raise InputError(f'The archive {archive.filename} is refused: {min(both)!r} is both a file and a folder.')
+        refuse(f'{min(both)!r} is both a file and a folder')
     if size > max(SMALL, MAX_RATIO*os.path.getsize(str(archive.filename))):
-        raise InputError(f'The archive {archive.filename} is refused: it unpacks to over {MAX_RATIO} times its size.')
+        refuse(f'it unpacks to over {MAX_RATIO} times its size')
     return members
 
 # %% ../nbs/11_sources.ipynb #acd6695f

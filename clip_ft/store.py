@@ -25,7 +25,7 @@ from typing import Any
 from .checkpoints import weights_hash
 from .core import InputError
 from .embedding import SHARD, EmbeddedImages, embed_blocks
-from .where import Condition, Index, read_where, with_scores
+from .where import Condition, read_where, with_scores
 
 # %% ../nbs/64_store.ipynb #a44b16bd
 def where_sql(
@@ -36,14 +36,19 @@ def where_sql(
 
 
 def _condition_sql(column: str, kind: str, wanted: Any) -> str:
-    if kind == 'contains': return col(column).lower().contains(lit(wanted)).to_sql()
-    if kind == 'one of' and not wanted: return lit(False).to_sql()
-    if kind == 'one of': return col(column).isin([lit(text) for text in wanted]).to_sql()
+    if kind == 'contains':
+        return col(column).lower().contains(lit(wanted)).to_sql()
+    if kind == 'one of' and not wanted:
+        return lit(False).to_sql()
+    if kind == 'one of':
+        return col(column).isin([lit(text) for text in wanted]).to_sql()
     low, high = (float(np.clip(limit, -1e308, 1e308)) for limit in wanted)  # SQL has no infinity
     return f'try_cast({col(column).to_sql()} as double) BETWEEN {low!r} AND {high!r}'
 
 # %% ../nbs/64_store.ipynb #71a6d188
 META = b'clip_ft weights hash'  # key in the table's metadata
+
+
 OWN = ('vector', 'digest')  # columns that belong to the store, not to the catalogue
 
 
@@ -53,8 +58,8 @@ class LanceStore:
         self,
         uri: str | Path,  # folder of the store, or an address in object storage such as s3://bucket/folder
         name: str = 'products',  # name of the table
-        **options,  # options of lancedb.connect, such as storage_options
-    ):
+        **options: Any,  # options of lancedb.connect, such as storage_options
+    ) -> None:
         self.uri, self.name = str(uri), name
         every_query = timedelta(0)  # looks for a newer version
         self.db = lancedb.connect(self.uri, read_consistency_interval=every_query, **options)
@@ -62,18 +67,22 @@ class LanceStore:
 
     def _open(self) -> Any:
         "The table, or None before the first update; raises `InputError` if it cannot be used."
-        try: table = self.db.open_table(self.name)
+        try:
+            table = self.db.open_table(self.name)
         except (ValueError, RuntimeError, OSError) as error:
-            if f'{self.name!r} was not found' in str(error): return None  # also while another process creates it
+            if f'{self.name!r} was not found' in str(error):
+                return None  # also while another process creates it
             reason = str(error).partition('\n')[0][:200]
             raise InputError(f'The table {self.name!r} in {self.uri} cannot be opened: {reason}') from None
-        if META in (table.schema.metadata or {}) and {'image', *OWN} <= set(table.schema.names): return table
+        if META in (table.schema.metadata or {}) and {'image', *OWN} <= set(table.schema.names):
+            return table
         raise InputError(f'The table {self.name!r} in {self.uri} was not made by this version of clip_ft: '
                          'fill a store in another folder.')
 
     def _filled(self) -> Any:
         "The table; raises `InputError` before the first update."
-        if self.table is None: raise InputError(f'The store {self.uri} is empty: fill it with update.')
+        if self.table is None:
+            raise InputError(f'The store {self.uri} is empty: fill it with update.')
         return self.table
 
     def __len__(self) -> int: return 0 if self.table is None else self.table.count_rows()
@@ -97,7 +106,7 @@ class LanceStore:
         rows = list(range(0, len(self), max(1, -(-len(self) // 2048))))
         return _matrix(self._filled().take_offsets(rows).select(['vector']).to_arrow()['vector'])
 
-
+# %% ../nbs/64_store.ipynb #a36b12bb
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:
     return column.combine_chunks().flatten().to_numpy().astype(np.float32).reshape(len(column), column.type.list_size)
 
@@ -119,11 +128,13 @@ def vectors(
 ) -> np.ndarray:  # float32 [len(image_names), D]
     "Embeddings of images; raises `InputError` for a name that is not in the catalogue."
     names = list(image_names)
-    if not names: return np.zeros((0, self._filled().schema.field('vector').type.list_size), np.float32)
+    if not names:
+        return np.zeros((0, self._filled().schema.field('vector').type.list_size), np.float32)
     found = self._rows([name for name in names if isinstance(name, str)], ['vector'])
     vector_of = dict(zip(found['image'].to_pylist(), _matrix(found['vector'])))
     for name in names:
-        if name not in vector_of: raise InputError(f'There is no image {name!r} in the catalogue.')
+        if name not in vector_of:
+            raise InputError(f'There is no image {name!r} in the catalogue.')
     return np.stack([vector_of[name] for name in names])
 
 
@@ -157,7 +168,8 @@ def nearest(
     for vector in vectors:
         query = table.search(vector).distance_type('cosine').select([*self.columns, '_distance'])
         query = query.minimum_nprobes(PROBES).maximum_nprobes(0).refine_factor(REFINE)
-        if sql: query = query.where(sql, prefilter=True)
+        if sql:
+            query = query.where(sql, prefilter=True)
         rows = query.limit(top_k).offset(offset).to_arrow()
         found.append(with_scores(_frame(rows.drop_columns('_distance')), 1 - rows['_distance'].to_numpy()))
     return found
@@ -175,9 +187,11 @@ def match(
     for operator in (FullTextOperator.AND, FullTextOperator.OR):
         words = MatchQuery(text, column='display name', operator=operator)
         query = self._filled().search(words).select(['image', '_score']).limit(top_k)
-        if sql: query = query.where(sql, prefilter=True)
+        if sql:
+            query = query.where(sql, prefilter=True)
         found = query.to_arrow()['image'].to_pylist()
-        if found: return found
+        if found:
+            return found
     return []
 
 # %% ../nbs/64_store.ipynb #868734da
@@ -190,10 +204,12 @@ def write(
     made_by: str,  # hash of the weights of the model that made the embeddings
 ) -> None:
     "Add or replace products; raises `InputError` for the embeddings of another model."
-    if self.table is None: self.table = self._create([str(name) for name in products], vectors.shape[1], made_by)
+    if self.table is None:
+        self.table = self._create([str(name) for name in products], vectors.shape[1], made_by)
     self._check_model(made_by)
     new = [name for name in products if name not in self.columns]
-    if new: self.table.add_columns(pa.schema([_text_field(name) for name in new]))
+    if new:
+        self.table.add_columns(pa.schema([_text_field(name) for name in new]))
     empty = [''] * len(products)
     data = {name: products[name].astype(object).tolist() if name in products else empty for name in self.columns}
     data['digest'] = list(digests)
@@ -235,7 +251,7 @@ CHANGED = ('added', 'new image', 'new text')  # outcomes of products that are wr
 def update(
     self: LanceStore,
     model: nn.Module,  # model that fills the store
-    processor,  # its processor
+    processor: Any,  # its processor
     products: pd.DataFrame,  # N products: image, display name and any other columns
     image_dir: str | Path,  # folder of the images
     progress: bool = True,  # show images per second and the time left
@@ -255,15 +271,17 @@ def update(
     for embedded, (block, stored) in zip(embedded_blocks, pending):
         outcome = _outcomes(block, stored, embedded)
         write = outcome.isin(CHANGED).to_numpy()
-        if write.any(): self.write(block[write], embedded.digests[write], embedded.vectors[write], made_by)
+        if write.any():
+            self.write(block[write], embedded.digests[write], embedded.vectors[write], made_by)
         results.append(block[['image']].assign(outcome=outcome)[outcome != ''])
     return pd.concat(results, ignore_index=True)
 
-
+# %% ../nbs/64_store.ipynb #e716ee21
 @patch
 def _stored(self: LanceStore, image_names: Sequence[str]) -> pd.DataFrame | None:
     "The rows of some products as they are now, by image; None if the store is empty."
-    if self.table is None: return None
+    if self.table is None:
+        return None
     rows = self._rows(image_names, [name for name in self.table.schema.names if name != 'image'])
     return _frame(rows.drop_columns('vector')).assign(vector=list(_matrix(rows['vector']))).set_index('image')
 
@@ -275,7 +293,8 @@ def _known(stored: pd.DataFrame | None) -> dict[str, np.ndarray]:
 def _outcomes(products: pd.DataFrame, stored: pd.DataFrame | None, embedded: EmbeddedImages) -> pd.Series:
     "What is to be done with each product of a block; empty if nothing has changed."
     outcome = pd.Series(embedded.problems, products.index, dtype=object)
-    if stored is None: return outcome.mask(outcome == '', 'added')
+    if stored is None:
+        return outcome.mask(outcome == '', 'added')
     before = stored.reindex(products['image'])
     new_text = np.zeros(len(products), bool)
     for column in products.columns.drop('image'):
@@ -304,7 +323,7 @@ def delete(
 def sync(
     self: LanceStore,
     model: nn.Module,  # model that fills the store
-    processor,  # its processor
+    processor: Any,  # its processor
     products: pd.DataFrame,  # all products that the store is to hold
     image_dir: str | Path,  # folder of the images
     progress: bool = True,  # show images per second and the time left
@@ -332,7 +351,8 @@ def optimize(
         head = _frame(table.search().select(self.columns).limit(10_000).to_arrow())
         for column in self.columns:
             long_text = column != 'image' and head[column].str.len().mean() >= 50  # is not filtered by value
-            if column in indexed or column == 'display name' or long_text: continue
+            if column in indexed or column == 'display name' or long_text:
+                continue
             table.create_index(column, config=Bitmap() if head[column].nunique() <= 500 else BTree())
         if 'vector' not in indexed:
             lists = max(2, round(len(self) ** .5))

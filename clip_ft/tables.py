@@ -17,6 +17,10 @@ import pandas as pd
 from .core import InputError, atomic_write
 
 # %% ../nbs/03_tables.ipynb #8daa2133
+def _unreadable(path: str | Path, problem: str) -> InputError:
+    return InputError(f'Cannot read {path}: {problem}.')
+
+
 def _decode_text(data: bytes, path: str | Path) -> str:
     "Decode a table: UTF-8, UTF-16 with a byte order mark or, with a warning, Windows-1252."
     encoding = 'utf-16' if data[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
@@ -28,11 +32,11 @@ def _decode_text(data: bytes, path: str | Path) -> str:
         try:
             text = data.decode('cp1252')
         except UnicodeDecodeError:
-            raise InputError(f'Cannot read {path}: {problem}, nor Windows-1252; save the table as UTF-8.') from None
+            raise _unreadable(path, f'{problem}, nor Windows-1252; save the table as UTF-8') from None
         if '\0' not in text:
             print(f'{Path(path).name}: {problem}; the table is read as Windows-1252.')
     if '\0' in text:
-        raise InputError(f'Cannot read {path}: it is not a text table; save it as CSV, in UTF-8.')
+        raise _unreadable(path, 'it is not a text table; save it as CSV, in UTF-8')
     return text
 
 # %% ../nbs/03_tables.ipynb #bd57a6ff
@@ -42,12 +46,12 @@ def _parse_rows(text: str, separator: str, path: str | Path) -> list[list[str]]:
     try:
         rows.extend(csv.reader(io.StringIO(text, newline=''), delimiter=separator, strict=True))
     except csv.Error:
-        raise InputError(f'Cannot read {path}: row {len(rows) + 1}: a quote is not closed, '
-                         'or is inside a quoted text, where it must be doubled.') from None
+        problem = 'a quote is not closed, or is inside a quoted text, where it must be doubled'
+        raise _unreadable(path, f'row {len(rows) + 1}: {problem}') from None
     if len(rows) < 2:
-        raise InputError(f'Cannot read {path}: the table has no rows.')
+        raise _unreadable(path, 'the table has no rows')
     if not any(rows[0]):
-        raise InputError(f'Cannot read {path}: the first row is blank; it must hold the column names.')
+        raise _unreadable(path, 'the first row is blank; it must hold the column names')
     return rows
 
 # %% ../nbs/03_tables.ipynb #a9e738f1
@@ -72,13 +76,13 @@ def read_table(
     header = [name.strip() or f'column {number}' for number, name in enumerate(rows[0], 1)]
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
-        raise InputError(f'Cannot read {path}: two columns have the same name: {", ".join(map(repr, repeated))}.')
+        raise _unreadable(path, f'two columns have the same name: {", ".join(map(repr, repeated))}')
     fitted = []
     for number, row in enumerate(rows[1:], 2):
         fields = _fit_width(row, header, separator)
         if fields is None:
-            raise InputError(f'Cannot read {path}: row {number} has {len(row)} fields but the header has '
-                             f'{len(header)}; quote texts that contain {separator!r}.')
+            problem = f'row {number} has {len(row)} fields but the header has {len(header)}'
+            raise _unreadable(path, f'{problem}; quote texts that contain {separator!r}')
         fitted.append(fields)
     return pd.DataFrame(fitted, columns=header, dtype=str)
 
@@ -99,16 +103,15 @@ def read_judgments(
     try:
         judgments = json.loads(Path(path).read_bytes())
     except OSError as error:
-        raise InputError(f'Cannot read the judgments {path}: {error.strerror}.') from None
+        raise _unreadable(path, str(error.strerror)) from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f'Cannot read the judgments {path}: this is not JSON: {error}.') from None
+        raise _unreadable(path, f'this is not JSON: {error}') from None
     expected = 'expected {"query": {"product ID": 1}} with'
     if not isinstance(judgments, dict) or not judgments:
-        raise InputError(f'Cannot read the judgments {path}: {expected} at least one query.')
+        raise _unreadable(path, f'{expected} at least one query')
     for query, gains in judgments.items():
         if not (query.strip() and isinstance(gains, dict) and gains and all(map(_is_gain, gains.values()))):
-            raise InputError(f'Cannot read the judgments {path}: query {query[:60]!r}: '
-                             f'{expected} at least one product and gains above 0.')
+            raise _unreadable(path, f'query {query[:60]!r}: {expected} at least one product and gains above 0')
     return {query: {product: float(gain) for product, gain in gains.items()} for query, gains in judgments.items()}
 
 

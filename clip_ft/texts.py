@@ -9,22 +9,23 @@ __all__ = ['ATTRIBUTES', 'PHRASES', 'BOILERPLATE', 'Tokens', 'attribute_phrases'
 import numpy as np
 import pandas as pd
 import torch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 from .core import InputError
-from .dataset import gather_pixels, to_device
+from .dataset import Rows, gather_pixels, to_device
 
 # %% ../nbs/22_texts.ipynb #c38c6c1f
 class Tokens:
     "Tokenized texts; indexing with row numbers gives a batch, cut to its longest text."
     def __init__(self,
-        processor,  # processor of transformers, or its tokenizer
+        processor: Any,  # processor of transformers, or its tokenizer
         texts: Iterable[str],  # N texts
         max_length: int = 77,  # most tokens per text; fewer if the tokenizer has a lower limit
         device: torch.device | str = 'cpu',  # device of the batches
         multiple: int = 1,  # the width of a batch is rounded up to a multiple of this
-    ):
+    ) -> None:
         tokenizer = getattr(processor, 'tokenizer', processor)
         self.fixed_width = 'siglip' in type(processor).__name__.lower()
         self.max_length, self.multiple = min(max_length, tokenizer.model_max_length), multiple
@@ -38,13 +39,14 @@ class Tokens:
         self.lengths = torch.from_numpy(lengths[codes])  # int64 [N], on the CPU
         self.device, self.ids = torch.device(device), to_device(table[codes], device)  # ids int32 [N, L]
 
-    def _round_up(self, width) -> int:
+    def _round_up(self, width: Any) -> int:
         return min(-(-int(width)//self.multiple)*self.multiple, self.max_length)
 
-    def __len__(self) -> int: return len(self.lengths)
+    def __len__(self) -> int:
+        return len(self.lengths)
 
     def __getitem__(self,
-        rows: torch.Tensor | Sequence[int],  # B row numbers
+        rows: Rows,  # B row numbers
     ) -> dict[str, torch.Tensor]:  # input_ids and, except for SigLIP, attention_mask: int64 [B, L] on the device
         rows = torch.as_tensor(rows)
         ids = gather_pixels(self.ids, rows, self.device).long()
@@ -56,7 +58,8 @@ class Tokens:
         return dict(input_ids=ids[:, :width], attention_mask=mask.to(self.device, non_blocking=True))
 
 # %% ../nbs/22_texts.ipynb #7154e9f9
-ATTRIBUTES = dict(gender=('gender',), pattern=('pattern',), colour=('colour', 'color', 'baseColour'))  # names of columns
+# Kind of attribute to the names that its column may have
+ATTRIBUTES = dict(gender=('gender',), pattern=('pattern',), colour=('colour', 'color', 'baseColour'))
 PHRASES = (('colour',), ('gender',), ('gender', 'colour'), ('pattern', 'colour'))  # each is followed by the category
 
 def attribute_phrases(
@@ -109,7 +112,7 @@ def product_texts(
 # %% ../nbs/22_texts.ipynb #2d0568b5
 @dataclass
 class _Variant:
-    "Texts of one kind: product i has counts[i] of them, stored in the rows codes[starts[i]], codes[starts[i]+1], ... of tokens."
+    "Texts of one kind: the counts[i] texts of product i are rows codes[starts[i]], codes[starts[i]+1], ... of tokens."
     tokens: Tokens
     codes: torch.Tensor
     starts: torch.Tensor
@@ -119,12 +122,12 @@ class _Variant:
 class TextSampler:
     "Tokenized texts of products, of several kinds. A batch shows one kind, and one text of each product."
     def __init__(self,
-        processor,  # processor of transformers
+        processor: Any,  # processor of transformers
         products: pd.DataFrame,  # N products, from clean_products
-        weights: dict[str, float],  # kind of text, as in product_texts, to its share of the batches, relative to the others
+        weights: dict[str, float],  # kind of text, as in product_texts, to its relative share of the batches
         device: torch.device | str = 'cpu',  # device of the tokens
         multiple: int = 1,  # the width of a batch is rounded up to a multiple of this
-    ):
+    ) -> None:
         self.variants: list[_Variant] = []
         self.weights: list[float] = []  # of the variants
         texts = product_texts(products)
@@ -147,7 +150,7 @@ class TextSampler:
         generator: torch.Generator,  # source of the random numbers
     ) -> tuple[Tokens, torch.Tensor]:  # tokens of all texts of the drawn kind; int64 [B], which of them the batch shows
         "Draw a kind of text, and one text of it for each product."
-        drawn = torch.multinomial(torch.tensor(self.weights), 1, generator=generator).item()
-        variant = self.variants[drawn]
+        drawn = torch.multinomial(torch.tensor(self.weights), 1, generator=generator)
+        variant = self.variants[int(drawn)]
         offsets = (torch.rand(len(rows), generator=generator)*variant.counts[rows]).long()
         return variant.tokens, variant.codes[variant.starts[rows] + offsets]

@@ -34,7 +34,8 @@ def read_where(
     columns: Iterable[str],  # names of the columns of the catalogue
 ) -> tuple[Condition, ...]:
     "Check conditions and bring them into a standard form; raises `InputError` for an unknown column or a bad value."
-    if where is None: return ()
+    if where is None:
+        return ()
     if not isinstance(where, dict):
         raise InputError(f"The argument where must be a dict such as {{'category': 'Dresses'}}, not {where!r}.")
     columns = list(columns)
@@ -51,7 +52,8 @@ def _read_condition(column: str, value: Any) -> Condition:
         if not isinstance(value.text, str) or not value.text.strip():
             raise InputError(f'The condition on {column!r} is Contains without a text: give it one.')
         return Condition(column, 'contains', value.text.strip().lower())
-    if isinstance(value, tuple): return Condition(column, 'range', _read_range(column, value))
+    if isinstance(value, tuple):
+        return Condition(column, 'range', _read_range(column, value))
     return Condition(column, 'one of', _read_choices(column, value))
 
 
@@ -80,8 +82,10 @@ def fits(
     wanted: Any,  # what it asks for, as in Condition
 ) -> np.ndarray:  # bool [N]
     "Which values satisfy a condition; a text that is not a number is in no range."
-    if kind == 'one of': return np.isin(np.asarray(values, dtype=object), np.asarray(wanted, dtype=object))
-    if kind == 'contains': return np.array([wanted in value.lower() for value in values], dtype=bool)
+    if kind == 'one of':
+        return np.isin(np.asarray(values, dtype=object), np.asarray(wanted, dtype=object))
+    if kind == 'contains':
+        return np.array([wanted in value.lower() for value in values], dtype=bool)
     texts = pd.Series(values, dtype=object).replace('', None)
     numbers = pd.to_numeric(texts, errors='coerce').to_numpy(np.float64)
     low, high = wanted

@@ -8,15 +8,16 @@ import pandas as pd
 import pytest
 
 from clip_ft.data import preprocess_main
-from clip_ft.sources import get_data_main
-from clip_ft.report import evaluate_main
-from clip_ft.model import save_model, tiny_model
 from clip_ft.embedding import embed_main
+from clip_ft.model import save_model, tiny_model
+from clip_ft.report import evaluate_main
 from clip_ft.search_command import search_main
+from clip_ft.sources import get_data_main
 from clip_ft.train_command import train_main
 
 README = (Path(__file__).parent.parent/'README.md').read_text(encoding='utf-8')
-MAINS = dict(get_data=get_data_main, preprocess=preprocess_main, train=train_main, evaluate=evaluate_main, embed=embed_main, search=search_main)
+MAINS = dict(get_data=get_data_main, preprocess=preprocess_main, train=train_main, evaluate=evaluate_main,
+             embed=embed_main, search=search_main)
 
 
 def example(heading):
@@ -44,7 +45,8 @@ def test_ten_lines_of_python(shop, place):
 def test_your_own_catalogue(shop, place, run):
     shutil.copytree(shop[0]/'data'/'extracted', 'path/to/folder')
     table = pd.read_csv('path/to/folder/data.csv', dtype=str, keep_default_na=False)
-    table.rename(columns={'image': 'file', 'display name': 'title', 'description': 'text', 'category': 'type'}).to_csv('path/to/folder/data.csv', index=False)
+    own_names = {'image': 'file', 'display name': 'title', 'description': 'text', 'category': 'type'}
+    table.rename(columns=own_names).to_csv('path/to/folder/data.csv', index=False)
     for line in example('Your own catalogue in five lines').replace(' && ', '\n').splitlines():
         name, *args = shlex.split(line, comments=True)
         out = run(MAINS[name.removeprefix('clip_ft_')], *args)
@@ -61,4 +63,5 @@ def test_the_kaggle_lines_name_options_that_exist(run):
 def test_pictures_and_links_of_the_readme_are_there():
     targets = re.findall(r'\]\(([^)\s]+)\)', README)
     assert any(o.endswith('.png') for o in targets)
-    for target in targets: assert target.startswith('https://') or (Path(__file__).parent.parent/target).is_file(), target
+    for target in targets:
+        assert target.startswith('https://') or (Path(__file__).parent.parent/target).is_file(), target

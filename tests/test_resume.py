@@ -1,13 +1,14 @@
-"""kill -9 at any moment, the same command again: the run goes on and ends as if nothing had happened.
+"""Kill a run at any moment and repeat the command: it resumes, and ends as if nothing had happened. Ctrl-C likewise.
 
-Starting Python and importing torch takes longer than what is tested here, so the commands run in children of a fork server
-that has imported everything once. They are processes of their own all the same, and SIGKILL kills them.
+Starting Python and importing torch takes longer than what is tested here, so the commands run in children of a fork
+server that has imported everything once. They are still processes of their own, and SIGKILL kills them.
 """
 import multiprocessing
 import os
 import random
 import re
 import shutil
+import signal
 import threading
 import time
 
@@ -15,88 +16,100 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from clip_ft.core import Paths
 from clip_ft.checkpoints import Snapshots
+from clip_ft.core import Paths
 from clip_ft.train_command import train_main
 
-KILLS, EPOCHS, STEPS = 20, 12, 60     # five steps an epoch
-# Everything that a snapshot must hold: optimizer, schedule, order of the batches, bank of embeddings, moving average, best epoch.
-SETTINGS = ['--model', 'tiny', '--device', 'cpu', '--epochs', EPOCHS, '--patience', EPOCHS, '--lr', 3e-4, '--batch-size', 16, '--hard-negatives', 4, '--ema', .5]
+KILLS, EPOCHS, STEPS = 20, 12, 60     # five steps per epoch
+# With these settings a snapshot has to hold everything that it can hold: optimizer, schedule, order of the batches,
+# embeddings of the products, moving average, best epoch.
+SETTINGS = ['--model', 'tiny', '--device', 'cpu', '--epochs', EPOCHS, '--patience', EPOCHS, '--lr', 3e-4,
+            '--batch-size', 16, '--hard-negative-size', 4, '--ema', .5]
+PRELOAD = ['clip_ft.train_command', 'matplotlib.backends.backend_agg',
+           *(f'transformers.models.clip.{part}_clip' for part in ('modeling', 'processing', 'image_processing'))]
 
 
 def child(args, log):
-    "The command `clip_ft_train`, in a process that does nothing else."
+    "Run clip_ft_train in a process that does nothing else."
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(out, 1); os.dup2(out, 2)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())       # its usual lock is a semaphore of the system, which a killed process would leave behind
+    tqdm.set_lock(threading.RLock())       # the default lock is a semaphore that a killed process would leave behind
     train_main(args)
 
 
 @pytest.fixture(scope='module')
 def start():
-    "A function that starts `clip_ft_train`: a process, and the file that its output goes to."
+    "A function that starts clip_ft_train and returns the process and the file of its output."
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['clip_ft.training', 'transformers.models.clip.modeling_clip', 'transformers.models.clip.processing_clip', 'transformers.models.clip.image_processing_clip', 'matplotlib.backends.backend_agg'])
+    context.set_forkserver_preload(PRELOAD)
     running = []
 
     def begin(root, *args):
         log = root/'log.txt'
         log.write_text('')
-        process = context.Process(target=child, args=([str(o) for o in ('--root', root, *SETTINGS, *args)], log))
+        arguments = [str(arg) for arg in ('--root', root, *SETTINGS, *args)]
+        process = context.Process(target=child, args=(arguments, log))
         process.start()
         running.append(process)
         return process, log
 
     yield begin
     for process in running:
-        if process.is_alive(): process.kill()
+        if process.is_alive():
+            process.kill()
         process.join()
 
 
 def finish(started, code=0):
-    "Its output, once it has ended with this exit code."
+    "Wait for a command, check its exit code and return its output."
     process, log = started
-    process.join(120)
+    process.join(300)
     assert process.exitcode == code, log.read_text()[-3000:]
     return log.read_text()
 
 
-def wait_for(condition, process, seconds=60):
+def wait_for(condition, process, seconds=300):
+    "Wait until a condition holds, while a process runs."
     end = time.monotonic()+seconds
     while not condition():
-        assert process.is_alive() and time.monotonic() < end, 'it ended, or took too long'
+        assert process.is_alive() and time.monotonic() < end, 'the process ended, or took too long'
         time.sleep(.003)
 
 
 def last_step(root):
-    "Number of the last step in a snapshot; 0 if there is none."
-    return max((int(o.stem[5:]) for o in Paths(root).last.glob('step-*.pt')), default=0)
+    "Number of the last step that a snapshot has; 0 if there is none."
+    return max((int(path.stem[5:]) for path in Paths(root).last.glob('step-*.pt')), default=0)
 
 
-def half_written(root):
-    "Temporary files and folders beside what is being written."
-    return {o for folder in (Paths(root).checkpoints, Paths(root).last) if folder.is_dir() for o in folder.iterdir() if o.name.startswith('.')}
+def partly_written(root):
+    "Temporary files and folders."
+    folders = [folder for folder in (Paths(root).checkpoints, Paths(root).last) if folder.is_dir()]
+    return {path for folder in folders for path in folder.iterdir() if path.name.startswith('.')}
 
 
 def copy(root, to):
+    "Copy a project."
     shutil.copytree(root, to)
     return to
 
 
-def same_end(root, other):
-    "Two runs ended alike: all figures of all epochs, and all weights, to the last bit."
+def assert_same_end(root, other):
+    "Two runs ended with the same metrics in all epochs and the same weights, to the last bit."
     a, b = Paths(root), Paths(other)
     assert a.history_csv.read_text() == b.history_csv.read_text()
-    mine, theirs = (torch.load(o.best_checkpoint) for o in (a, b))
+    mine, theirs = (torch.load(paths.best_checkpoint) for paths in (a, b))
     assert mine['epoch'] == theirs['epoch']
-    for name, weight in theirs['model_state_dict'].items(): assert torch.equal(weight, mine['model_state_dict'][name]), name
-    assert not a.last.exists() and not b.last.exists()          # complete: nothing to go on with
+    for name, weight in theirs['model_state_dict'].items():
+        assert torch.equal(weight, mine['model_state_dict'][name]), name
+    assert not a.last.exists() and not b.last.exists()          # complete: nothing to resume
 
 
 @pytest.fixture(scope='module')
 def straight(split_shop, start):
-    "The same shop after a run that nobody disturbed, which saved nothing on the way but after each epoch."
+    "A project after a run that was not interrupted and saved snapshots after its epochs only."
     root = copy(split_shop, split_shop.parent/'straight')
     finish(start(root))
     assert len(Paths(root).history_csv.read_text().splitlines()) == EPOCHS+2
@@ -105,65 +118,105 @@ def straight(split_shop, start):
 
 @pytest.fixture(scope='module')
 def halfway(split_shop, start):
-    "The same shop, killed in the second half of the run: the last two snapshots are there."
+    "The same project, killed in the second half of the run, with its last two snapshots."
     root = copy(split_shop, split_shop.parent/'halfway')
     process, _ = start(root, '--save-minutes', 0)
     wait_for(lambda: last_step(root) >= STEPS-12, process)
-    process.kill(); process.join()
+    process.kill()
+    process.join()
     assert len(list(Paths(root).last.glob('step-*.pt'))) >= 2
     return root
 
 
+def kill_once(root, start, number, rng):
+    "Start the run and kill it at a random moment; return the steps that it got further, and if it was in a write."
+    before, torn = last_step(root), partly_written(root)
+    process, log = start(root, '--save-minutes', 0)
+    starting = number % 5 == 4                # every fifth is killed while it starts, the others while they train
+    share = (STEPS-8-before)/(KILLS-number)
+    if not starting:
+        wait_for(lambda: 'Epoch' in log.read_text(), process)
+    end = time.monotonic()+(rng.uniform(0, 1.2) if starting else 4)
+    target = before+min(rng.uniform(0, 2*share), STEPS-8-before)
+    while time.monotonic() < end and last_step(root) < target:
+        time.sleep(.003)
+    if starting or number % 3:
+        time.sleep(rng.uniform(0, .15))
+    else:                                     # every third in a write, as well as one can aim
+        wait_for(lambda: partly_written(root)-torn, process)
+        time.sleep(rng.uniform(0, .01))
+    process.kill()
+    process.join()
+    assert process.exitcode == -9, f'the run ended before it had been killed {KILLS} times'
+    if 'Epoch' in log.read_text():            # it resumed after the last finished step
+        resumed = re.search(r'after step ([\d,]+) of', log.read_text())
+        assert int(resumed[1].replace(',', '') if resumed else 0) == before
+    return last_step(root)-before, bool(partly_written(root)-torn)
+
+
 def test_killed_20_times(split_shop, straight, start):
-    root, rng, report = copy(split_shop, split_shop.parent/'killed'), random.Random(0), []
-    while len(report) < KILLS:
-        before, torn = last_step(root), half_written(root)
-        process, log = start(root, '--save-minutes', 0)
-        starting, share = len(report)%5 == 4, (STEPS-8-before)/(KILLS-len(report))       # some are killed while they start, most while they train
-        if not starting: wait_for(lambda: 'Epoch' in log.read_text(), process)
-        end, target = time.monotonic()+(rng.uniform(0, 1.2) if starting else 4), before+min(rng.uniform(0, 2*share), STEPS-8-before)
-        while time.monotonic() < end and last_step(root) < target: time.sleep(.003)
-        if starting or len(report)%3: time.sleep(rng.uniform(0, .15))
-        else: wait_for(lambda: half_written(root)-torn, process); time.sleep(rng.uniform(0, .01))        # every third in a save, as well as one can aim
-        process.kill(); process.join()
-        assert process.exitcode == -9, f'it ended before it had been killed {KILLS} times: {report}'
-        told = re.search(r'after step ([\d,]+) of', log.read_text())
-        if 'Epoch' in log.read_text(): assert int(told[1].replace(',', '') if told else 0) == before       # it went on from the last finished step
-        report.append((last_step(root)-before, bool(half_written(root)-torn)))
-    said = finish(start(root, '--save-minutes', 0))
-    assert 'damaged' not in said and not half_written(root)
-    same_end(root, straight)
-    steps, in_saves = (sum(o) for o in zip(*report))
-    print(f'{KILLS} kills over {steps} of {STEPS} steps, {in_saves} of them while a file was being written')
-    assert steps > KILLS/2 and in_saves >= KILLS/10
+    root, rng = copy(split_shop, split_shop.parent/'killed'), random.Random(0)
+    steps, in_writes = zip(*(kill_once(root, start, number, rng) for number in range(KILLS)), strict=True)
+    output = finish(start(root, '--save-minutes', 0))
+    assert 'damaged' not in output and not partly_written(root)
+    assert_same_end(root, straight)
+    print(f'{KILLS} kills over {sum(steps)} of {STEPS} steps, {sum(in_writes)} of them while a file was being written')
+    assert sum(steps) > KILLS/2 and sum(in_writes) >= KILLS/10
 
 
-def flip(path): data = bytearray(path.read_bytes()); data[len(data)//2] ^= 1; path.write_bytes(data)
-def truncate(path): os.truncate(path, path.stat().st_size//2)
-def empty(path): os.truncate(path, 0)
+def test_ctrl_c_saves_and_the_command_resumes(split_shop, straight, start):
+    "Ctrl-C between two snapshots: the run saves one before it ends."
+    root = copy(split_shop, split_shop.parent/'interrupted')
+    process, log = start(root)
+    wait_for(lambda: 'Epoch 3/' in log.read_text(), process)
+    os.kill(process.pid, signal.SIGINT)
+    output = finish((process, log), code=130)
+    assert output.splitlines()[-1] == 'interrupted' and 'Traceback' not in output
+    stopped = int(re.search(r'Interrupted after step (\d+)', output)[1])
+    assert last_step(root) == stopped and not partly_written(root)
+    assert f'after step {stopped} of {STEPS}' in finish(start(root))
+    assert_same_end(root, straight)
+
+
+def flip(path):
+    "Flip one bit in the middle of a file."
+    data = bytearray(path.read_bytes())
+    data[len(data)//2] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(path):
+    "Cut a file in half."
+    os.truncate(path, path.stat().st_size//2)
+
+
+def empty(path):
+    "Remove the content of a file."
+    os.truncate(path, 0)
 
 
 def test_damaged_snapshots(halfway, straight, start):
-    "The newest one damaged: the one before it is taken. All damaged: from the beginning. The end is the same."
-    started = {}
-    for harm in (flip, truncate, empty):
-        root = copy(halfway, halfway.parent/harm.__name__)
+    "If the newest snapshot is damaged, the one before it is used; if all are, the run starts from the beginning."
+    started = []
+    for damage in (flip, truncate, empty):
+        root = copy(halfway, halfway.parent/damage.__name__)
         newest, before = Snapshots(Paths(root).last).files()[:2]
-        harm(newest)
-        started[harm] = start(root), root, before
-    for process, root, before in started.values():
-        said = finish(process)
-        assert said.count('is damaged') == 1 and f'after step {int(before.stem[5:])} of' in said
-        same_end(root, straight)
+        damage(newest)
+        started.append((start(root), root, before))
+    for process, root, before in started:
+        output = finish(process)
+        assert output.count('is damaged') == 1 and f'after step {int(before.stem[5:])} of' in output
+        assert_same_end(root, straight)
     root = copy(halfway, halfway.parent/'all')
-    for o, harm in zip(Snapshots(Paths(root).last).files(), (flip, empty, truncate)): harm(o)
-    said = finish(start(root))
-    assert 'starts from the beginning' in said and 'Going on' not in said and 'Traceback' not in said
-    same_end(root, straight)
+    for path, damage in zip(Snapshots(Paths(root).last).files(), (flip, empty, truncate), strict=False):
+        damage(path)
+    output = finish(start(root))
+    assert 'starts from the beginning' in output and 'Resuming' not in output and 'Traceback' not in output
+    assert_same_end(root, straight)
 
 
-def test_stale_temporary_files_do_no_harm(halfway, straight, start):
-    "What other killed processes left half written is ignored, and swept away."
+def test_temporary_files_of_killed_processes(halfway, straight, start):
+    "They are ignored and removed."
     root = copy(halfway, halfway.parent/'stale')
     paths = Paths(root)
     whole = Snapshots(paths.last).files()[0].read_bytes()
@@ -172,39 +225,43 @@ def test_stale_temporary_files_do_no_harm(halfway, straight, start):
     (paths.checkpoints/'.best_model-new-01234567').mkdir()
     (paths.checkpoints/'.best_model-new-01234567'/'model.safetensors').write_bytes(whole[:1000])
     assert 'damaged' not in finish(start(root))
-    assert not half_written(root)
-    same_end(root, straight)
+    assert not partly_written(root)
+    assert_same_end(root, straight)
 
 
 def test_other_settings_are_refused(halfway, start):
     root = copy(halfway, halfway.parent/'other')
     before = last_step(root)
-    said = finish(start(root, '--seed', 7, '--lr', 1e-3), code=2)
-    line = said.splitlines()[-1]
-    assert line.startswith('error: ') and 'seed' in line and 'lr' in line and '--fresh' in line and 'Traceback' not in said
+    output = finish(start(root, '--seed', 7, '--lr', 1e-3), code=2)
+    line = output.splitlines()[-1]
+    assert line.startswith('error: ') and 'differs in lr, seed.' in line and '--fresh' in line
+    assert 'Traceback' not in output
     assert last_step(root) == before
-    said = finish(start(root, '--seed', 7, '--epochs', 1, '--fresh'))
-    assert 'Going on' not in said and 'Kept: epoch 1' in said
-    assert not Paths(root).last.exists() and not half_written(root)
+    output = finish(start(root, '--seed', 7, '--epochs', 1, '--fresh'))
+    assert 'Resuming' not in output and 'Kept: epoch 1' in output
+    assert not Paths(root).last.exists() and not partly_written(root)
 
 
 def test_any_damage_is_noticed(tmp_path):
-    "Whichever byte changes and wherever a file ends: what is loaded is what was saved, or the state before it."
+    "Whichever byte changes and wherever a file ends: what is loaded was saved like this, or is the snapshot before."
     snapshots, rng = Snapshots(tmp_path), random.Random(0)
     states = [dict(step=i, weights=torch.arange(300)*i, rows=[dict(epoch=i, loss=.5)]) for i in (1, 2)]
-    for state in states: snapshots.save(state['step'], state)
+    for state in states:
+        snapshots.save(state['step'], state)
     snapshots.wait()
     newest = snapshots.files()[0]
     whole = newest.read_bytes()
     fell_back = 0
     for i in range(300):
         data = bytearray(whole)
-        if i%3: data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-        else: data = data[:rng.randrange(len(data))]
+        if i % 3:
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        else:
+            data = data[:rng.randrange(len(data))]
         newest.write_bytes(data)
         state = snapshots.load()
         assert state['step'] in (1, 2)
         expected = states[state['step']-1]
         assert torch.equal(state['weights'], expected['weights']) and state['rows'] == expected['rows']
         fell_back += state['step'] == 1
-    assert fell_back > 150          # the others hit bytes that say nothing, such as padding
+    assert fell_back > 150          # the others hit bytes without a meaning, such as padding

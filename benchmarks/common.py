@@ -1,0 +1,318 @@
+"""What the benchmarks share: command line, result files, timing, the machine, models with random weights, and data.
+
+Each benchmark prints one JSON record per measurement. With --save it also writes them to
+benchmarks/results/SCRIPT-MACHINE.json, together with the date, the machine, the versions and the settings.
+"""
+import argparse
+import json
+import math
+import os
+import platform
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RESULTS = Path(__file__).resolve().parent/'results'
+PACKAGES = ('clip_ft', 'numpy', 'torch', 'transformers')
+OFFLINE = dict(HF_HUB_OFFLINE='1', HF_DATASETS_OFFLINE='1')
+
+
+# ---- the machine
+
+def cpu_name() -> str:
+    "Name of the processor."
+    info = Path('/proc/cpuinfo')
+    names = re.findall(r'model name\s*:\s*(.+)', info.read_text()) if info.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def gpu_names() -> list[str]:
+    "Names of the NVIDIA devices; asks the driver, so that this process does not occupy one."
+    if not shutil.which('nvidia-smi'):
+        return []
+    command = ['nvidia-smi', '--query-gpu=name', '--format=csv,noheader']
+    return subprocess.run(command, capture_output=True, text=True).stdout.split('\n')[:-1]
+
+
+def usable_cores() -> int:
+    "Number of cores that this process may use."
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    "Versions of the packages that are installed."
+    found = dict(python=platform.python_version())
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+# ---- records
+
+def rounded(value: Any) -> Any:
+    "The value in types that JSON knows: floats cut to five significant digits, None for NaN and infinity."
+    if isinstance(value, dict):
+        return {str(key): rounded(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(each) for each in value]
+    if isinstance(value, (float, np.floating)):
+        return float(f'{value:.5g}') if math.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def print_record(**record):
+    "Print one record as a line of JSON, in one write, since several processes may share the output."
+    sys.stdout.write(json.dumps(rounded(record))+'\n')
+    sys.stdout.flush()
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    "Inside the with block, progress bars and messages are discarded."
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        yield
+
+
+def benchmark_parser(doc: str) -> argparse.ArgumentParser:
+    "A parser whose help is the docstring of the script, with the option --save."
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    target = 'benchmarks/results/SCRIPT-MACHINE.json'
+    parser.add_argument('--save', action='store_true', help=f'write the records to {target}')
+    return parser
+
+
+class Results:
+    "The records of a benchmark: printed as they arrive, and saved at the end of the with block if --save is given."
+
+    def __init__(self, args: argparse.Namespace, *packages: str):
+        machine = dict(cpu=cpu_name(), cores=usable_cores(), gpus=gpu_names(), load=os.getloadavg()[0])
+        given = {name: value for name, value in vars(args).items() if value is not None and name != 'save'}
+        settings = {name: self._setting(value) for name, value in given.items()}
+        self.args, self.records = args, []
+        self.about = dict(name=Path(sys.argv[0]).stem, date=date.today().isoformat(), machine=machine,
+                          versions=versions([*PACKAGES, *packages]), settings=settings)
+        print_record(**self.about)
+
+    @staticmethod
+    def _setting(value: Any) -> Any:
+        "A setting without the folders of this machine."
+        return value.name if isinstance(value, Path) else value
+
+    def add(self, **record):
+        "Print a record and keep it."
+        print_record(**record)
+        self.records.append(rounded(record))
+
+    def measure(self, *options: object, required: bool = False, **environment: str) -> list[dict]:
+        "Run this script in a process of its own, with these options added; returns the records that it prints."
+        records = []
+        command = [sys.executable, '-W', 'ignore', sys.argv[0], *sys.argv[1:], *map(str, options)]
+        with tempfile.TemporaryFile('w+') as errors:
+            options_of_child = dict(stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | environment)
+            child = subprocess.Popen(command, **options_of_child)
+            for line in child.stdout:
+                if line.startswith('{"'):
+                    records.append(json.loads(line))
+                    self.add(**records[-1])
+            if child.wait():
+                errors.seek(0)
+                print(f'failed: {" ".join(map(str, options))}\n{errors.read()[-3000:]}', flush=True)
+                if required:
+                    sys.exit(1)
+        return records
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, error, *_):
+        if error or not self.args.save:
+            return
+        machine = self.about['machine']
+        device = re.sub(r'\W+', '-', (machine['gpus'] or [machine['cpu']])[0].lower()).strip('-')
+        RESULTS.mkdir(exist_ok=True)
+        path = RESULTS/f'{self.about["name"]}-{device}.json'
+        path.write_text(json.dumps(rounded(self.about | dict(records=self.records)), indent=1)+'\n')
+        print(f'saved {path}', flush=True)
+
+
+# ---- time and memory
+
+def now() -> float:
+    "Seconds, after the device has finished its work."
+    import torch
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def time_each(work: Callable[[Any], Any], items: Iterable) -> list[float]:
+    "Seconds that the work takes for each item."
+    seconds = []
+    for item in items:
+        start = time.perf_counter()
+        work(item)
+        seconds.append(time.perf_counter()-start)
+    return seconds
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    "Median and 95th percentile, in milliseconds."
+    median, high = 1000*np.percentile(seconds, [50, 95])
+    return dict(p50_ms=median, p95_ms=high)
+
+
+def peak_gb() -> float:
+    "Largest resident memory of this process so far, in GB."
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e6
+
+
+def forward_flops(config: Any, tokens: float) -> float:
+    "Floating-point operations of a CLIP for one image and one text of this many tokens; a multiply-add counts as 2."
+    def tower(tower_config, length):
+        width, inner = tower_config.hidden_size, tower_config.intermediate_size
+        layer = length*(8*width**2 + 4*length*width + 4*width*inner)
+        return tower_config.num_hidden_layers*layer + 2*width*config.projection_dim
+
+    vision = config.vision_config
+    patches = (vision.image_size//vision.patch_size)**2
+    embedding = 2*patches*3*vision.patch_size**2*vision.hidden_size
+    return tower(vision, patches+1) + embedding + tower(config.text_config, tokens)
+
+
+def device_use(flops_per_second: float, tflops: float) -> dict:
+    "Arithmetic that the model needs, as TFLOP/s and as a share of what the device reaches; peak memory of the device."
+    import torch
+    achieved = flops_per_second/1e12
+    if not torch.cuda.is_available():
+        return dict(model_tflops=achieved, device='cpu')
+    return dict(model_tflops=achieved, utilisation=achieved/tflops, device=torch.cuda.get_device_name(),
+                peak_GB_allocated=torch.cuda.max_memory_allocated()/1e9,
+                peak_GB_reserved=torch.cuda.max_memory_reserved()/1e9)
+
+
+# ---- statistics
+
+@lru_cache
+def bootstrap_weights(count: int, draws: int = 1000) -> np.ndarray:
+    "Share of each of the values in each bootstrap sample, float32 [draws, count]."
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1/count), draws)
+    return (drawn/count).astype(np.float32)
+
+
+def bootstrap_interval(values: np.ndarray) -> np.ndarray:
+    "95 % bootstrap interval of the mean: low, high."
+    return np.percentile(bootstrap_weights(len(values)) @ values, [2.5, 97.5])
+
+
+# ---- models
+
+@dataclass(frozen=True)
+class Size:
+    "Dimensions of a CLIP; a tower is its width and its number of layers."
+    image: int
+    patch: int
+    vision: tuple[int, int]
+    text: tuple[int, int]
+    projection: int
+    vocabulary: int
+
+
+SIZES = {
+    'small-images': Size(64, 8, (384, 6), (256, 4), 256, 8_000),
+    'mid': Size(128, 16, (384, 6), (256, 4), 256, 8_000),
+    'vit-b-32': Size(224, 32, (768, 12), (512, 8), 512, 49_408),
+}
+
+
+def random_model(texts: Iterable[str], size: str) -> tuple:
+    "A CLIP with random weights, tiny or of a size in SIZES, and its processor, whose tokenizer is learned from texts."
+    import torch
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+
+    from clip_ft.model import tiny_model
+    texts = list(texts)
+    tiny, processor = tiny_model(texts)
+    if size == 'tiny':
+        return tiny, processor
+    shape = SIZES[size]
+    tokenizer = processor.tokenizer.train_new_from_iterator(texts, shape.vocabulary, show_progress=False)
+    special = {name: getattr(tokenizer, name) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
+
+    def tower(width, layers):
+        return dict(hidden_size=width, intermediate_size=4*width, num_hidden_layers=layers,
+                    num_attention_heads=width//64, projection_dim=shape.projection)
+
+    config = CLIPConfig(
+        projection_dim=shape.projection,
+        text_config=dict(tower(*shape.text), vocab_size=shape.vocabulary, **special),
+        vision_config=dict(tower(*shape.vision), image_size=shape.image, patch_size=shape.patch))
+    torch.manual_seed(0)
+    model = CLIPModel(config).eval()
+    model.name_or_path = size
+    crop = dict(height=shape.image, width=shape.image)
+    images = CLIPImageProcessor(size=dict(shortest_edge=shape.image), crop_size=crop)
+    return model, CLIPProcessor(image_processor=images, tokenizer=tokenizer)
+
+
+def save_random_model(folder: Path, texts: Iterable[str], size: str):
+    "Save a model with random weights, unless the folder holds one."
+    from clip_ft.model import save_model
+    if not (folder/'config.json').exists():
+        save_model(folder, *random_model(texts, size))
+
+
+# ---- data
+
+def read_catalogue(folder: Path) -> tuple[list[str], list[str]]:
+    "Image paths and texts of the products in a folder with data.csv and data/."
+    import pandas as pd
+    table = pd.read_csv(folder/'data.csv', dtype=str, keep_default_na=False)
+    paths = [str(folder/'data'/name) for name in table['image']]
+    texts = table['display name']+'. '+table['category']+'. '+table['description']
+    pairs = [(path, text) for path, text in zip(paths, texts) if os.path.isfile(path)]
+    return [path for path, _ in pairs], [text for _, text in pairs]
+
+
+def prepare_split(root: Path, catalogue: str | Path, limit: int | None = None) -> Any:
+    "Get a catalogue and split it below root, unless that is done; returns its Paths."
+    from clip_ft.core import Paths
+    from clip_ft.data import preprocess
+    from clip_ft.sources import get_data
+    paths = Paths(root)
+    get_data(str(catalogue), paths, limit=limit)
+    if not paths.train_csv.exists():
+        preprocess(paths)
+    return paths
+
+
+def prepare_model(args: argparse.Namespace):
+    "Split the catalogue below args.root and save the model into args.model, unless that is done."
+    save_random_model(args.model, read_catalogue(args.catalogue)[1], 'tiny' if args.tiny else 'vit-b-32')
+    prepare_split(args.root, args.catalogue)
+
+
+def load_parts(root: Path) -> tuple:
+    "Paths, training products, test products and the folder of the images of a split catalogue."
+    from clip_ft.core import Paths
+    from clip_ft.data import catalogue_folder, image_folder, load_split
+    paths = Paths(root)
+    train_products, test_products = load_split(paths)
+    return paths, train_products, test_products, image_folder(catalogue_folder(paths), train_products)
