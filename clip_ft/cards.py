@@ -98,17 +98,11 @@ def _score(row: Mapping) -> float | None:
     return None if pd.isna(score) else score
 
 
-def card(
-    row: Mapping, # product: image, display name, category, clip_score
-    jpeg: bytes | None, # thumbnail
-    best: float = 100, # highest CLIP score on the page
-    note: str = '', # short note on the image, such as new
-) -> Markup: # HTML
-    "Image, name, category and CLIP score of a product."
+def _card_values(row: Mapping, jpeg: bytes | None, best: float, note: str) -> dict:
+    "The variables of a card."
     score = _score(row)
     share = 0 if score is None else score/max(best, 1e-9)
-    return render_template(
-        'card.html',
+    return dict(
         image=row['image'],
         jpeg=jpeg,
         name=product_name(row),
@@ -117,6 +111,16 @@ def card(
         score=score,
         percent=round(100*min(max(share, 0), 1)),
     )
+
+
+def card(
+    row: Mapping, # product: image, display name, category, clip_score
+    jpeg: bytes | None, # thumbnail
+    best: float = 100, # highest CLIP score on the page
+    note: str = '', # short note on the image, such as new
+) -> Markup: # HTML
+    "Image, name, category and CLIP score of a product."
+    return render_template('card.html', values=_card_values(row, jpeg, best, note))
 
 # %% ../nbs/70_cards.ipynb #7c0a0004
 def preview(
@@ -139,7 +143,7 @@ def grid(
     best = results['clip_score'].max() if 'clip_score' in results and len(results) else 100
     rows = results.to_dict('records')
     jpegs = thumbnails(results['image'])
-    cards = [card(row, jpeg, best, notes.get(row['image'], '')) for row, jpeg in zip(rows, jpegs)]
+    cards = [_card_values(row, jpeg, best, notes.get(row['image'], '')) for row, jpeg in zip(rows, jpegs)]
     return render_template('grid.html', query=query, cards=cards)
 
 
