@@ -54,7 +54,7 @@ def test_your_own_catalogue(shop, place, run):
 
 
 def test_the_kaggle_lines_name_options_that_exist(run):
-    for line in example('The Kaggle set in five lines').replace(' && ', '\n').splitlines():
+    for line in example('The Kaggle data set in five lines').replace(' && ', '\n').splitlines():
         name, *args = shlex.split(line, comments=True)
         explained = run(MAINS[name.removeprefix('clip_ft_')], '--help')
         assert all(o in explained for o in args if o.startswith('--'))
