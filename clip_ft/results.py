@@ -149,7 +149,7 @@ def file_stem(
 def save_results(
     table: pd.DataFrame, # products
     path: Path, # file to write; its suffix, .csv or .png, decides
-    image_dir: str | Path | None, # folder of the images
+    image_dir: str | Path | None, # folder of the images; None if there are no images
     title: str = '', # title of the contact sheet
 ) -> None:
     "Write results as a table or as a contact sheet."

@@ -294,7 +294,7 @@ warnings.filterwarnings('ignore', 'Glyph .* missing from', UserWarning)  # an em
 
 def plot_results(
     results: pd.DataFrame,  # from search_products or Searcher.search
-    image_dir: str | Path,  # folder of the images
+    image_dir: str | Path | None,  # folder of the images; None if there are no images
     title: str = '',  # such as the query
     columns: int = 5,  # images per row
 ) -> Figure:
@@ -311,9 +311,9 @@ def plot_results(
     return fig
 
 
-def _show_product(ax: Axes, product: dict, image_dir: str | Path) -> None:
+def _show_product(ax: Axes, product: dict, image_dir: str | Path | None) -> None:
     try:
-        if image_problem(image_dir, product['image']):
+        if image_dir is None or image_problem(image_dir, product['image']):
             raise InputError('not a file inside the folder')
         ax.imshow(open_image(Path(image_dir)/product['image'], size=224))
     except InputError:
