@@ -38,7 +38,7 @@ def weights_hash(
     for name, parameter in sorted(model.named_parameters()):
         values = parameter.detach().cpu().contiguous()
         digest.update(f'{name} {tuple(values.shape)} {values.dtype}'.encode())
-        digest.update(values.flatten().view(torch.uint8).numpy())
+        digest.update(values.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 # %% ../nbs/34_checkpoints.ipynb #3dd0111d
@@ -154,7 +154,7 @@ class Snapshots:
         self.submit(self._write, step, state)
         self.snapshot = self.pending
 
-    def _write(self, step, state):
+    def _write(self, step: int, state: dict) -> None:
         with atomic_write(self.folder/f'step-{step:010}.pt') as temporary:
             torch.save(state, temporary)
         for path in self.files()[2:]:
@@ -165,7 +165,7 @@ class Snapshots:
         self.pending.result()
 
 
-def _write_after(previous: Future, write, *args) -> None:
+def _write_after(previous: Future, write: Callable, *args: Any) -> None:
     "Write, unless the write before it failed."
     previous.result()
     write(*args)
@@ -209,7 +209,7 @@ def run_fingerprint(
     ignore: tuple=(),       # Settings that do not change the result
 ) -> dict[str, str]:        # Name of a setting, or model, images, texts -> its value or hash
     "Fingerprint of the run; only a snapshot with the same fingerprint is resumed."
-    def digest(data: bytes):
+    def digest(data: bytes) -> str:
         return blake2b(data, digest_size=8).hexdigest()
 
     settings = {name: json.dumps(value) for name, value in asdict(config).items() if name not in ignore}

@@ -127,7 +127,7 @@ def plot(self: History) -> None:
 
 
 @patch
-def _show(self: History, table, figure) -> None:
+def _show(self: History, table: pd.DataFrame, figure: Figure) -> None:
     "Show table and curves in a notebook, in place of the previous ones."
     from IPython.display import HTML, display
     buffer = BytesIO()

@@ -7,11 +7,12 @@ __all__ = ['lr_at', 'ScheduledAdamW']
 
 # %% ../nbs/36_optimizer.ipynb #c36a0004
 import math
-from collections.abc import Iterator
 import torch
 import torch.distributed as dist
+from collections.abc import Iterator
 from contextlib import contextmanager
 from fastcore.basics import patch
+from typing import Any
 from .model import model_device
 from .parameters import parameter_groups
 
@@ -43,9 +44,10 @@ class ScheduledAdamW:
         scale_loss: bool=False,    # For gradients in float16: use a gradient scaler
         capturable: bool=False,    # For CUDA graphs
     ) -> None:
-        self.model, self.steps, self.warmup, self.grad_clip, self.ema = model, steps, warmup, grad_clip, ema
+        self.model: Any = model
+        self.steps, self.warmup, self.grad_clip, self.ema = steps, warmup, grad_clip, ema
         self.device, self.capturable = model_device(model), capturable
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.parameters: list[torch.Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.average = [parameter.detach().clone() for parameter in self.parameters] if ema else []
         groups = parameter_groups(model, lr, layer_decay, weight_decay)
         for group in groups:

@@ -9,12 +9,12 @@ __all__ = ['demo_config', 'open_model', 'demo_run', 'train_main']
 import pandas as pd
 import torch
 from accelerate import PartialState
-from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Iterable
 from dataclasses import fields
 from datetime import timedelta
-from collections.abc import Iterable
-from typing import Any
 from fastcore.docments import docments
+from typing import Any
 from .core import Paths, command_parser, console_script
 from .data import catalogue_folder, image_folder, load_split, preprocess
 from .history import main_columns
@@ -29,7 +29,7 @@ def demo_config(
 ) -> TrainConfig:
     "Settings with which the tiny CLIP learns the demo catalogue in about two minutes on two cores."
     texts = dict(name=1, full_text=1, attributes=2)
-    settings = dict(epochs=20, lr=4e-4, patience=4, weight_decay=0.1, texts=texts)
+    settings: dict[str, Any] = dict(epochs=20, lr=4e-4, patience=4, weight_decay=0.1, texts=texts)
     return TrainConfig(**(settings | changes))
 
 # %% ../nbs/44_train_command.ipynb #391b2ba6
@@ -68,18 +68,18 @@ def _weight(text):
 
 def _add_settings(parser: ArgumentParser) -> None:
     "Add an option for each field of TrainConfig; it is only set if it is given."
-    helps, defaults = docments(TrainConfig), TrainConfig()
-    for setting in fields(TrainConfig):
-        name, default = setting.name, getattr(defaults, setting.name)
+    helps = docments(TrainConfig)
+    for name, default in vars(TrainConfig()).items():
         option, about = '--'+name.replace('_', '-'), helps[name].replace('%', '%%')
-        if setting.type is bool:
+        if isinstance(default, bool):
             parser.add_argument(f'--no-{name}', dest=name, action='store_false', default=SUPPRESS, help=f'off: {about}')
-        elif setting.type is dict:
+        elif isinstance(default, dict):
             shown = ' '.join(f'{kind}={weight}' for kind, weight in default.items())
             parser.add_argument(option, type=_weight, nargs='+', metavar='KIND=WEIGHT', default=SUPPRESS,
                                 help=f'{about} (default: {shown})')
         else:
-            parser.add_argument(option, type=setting.type, metavar=setting.type.__name__.upper(), default=SUPPRESS,
+            kind = type(default)
+            parser.add_argument(option, type=kind, metavar=kind.__name__.upper(), default=SUPPRESS,
                                 help=f'{about} (default: {default})')
 
 
@@ -96,9 +96,9 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _config(args) -> TrainConfig:
+def _config(args: Namespace) -> TrainConfig:
     "The settings: those given as options, and defaults or those of the demo."
-    given = {name: value for name, value in vars(args).items() if name in TrainConfig.__dataclass_fields__}
+    given = {field.name: getattr(args, field.name) for field in fields(TrainConfig) if hasattr(args, field.name)}
     if 'texts' in given:
         given['texts'] = dict(given['texts'])
     return demo_config(**given) if args.demo else TrainConfig(**given)

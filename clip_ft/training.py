@@ -91,27 +91,28 @@ class Trainer:
         cache: PixelCache,           # Pixels of the products
         products: pd.DataFrame,      # Training products, val_size of which are set aside for validation
         config: TrainConfig,
+        paths: Paths,                # Where fit writes checkpoints, snapshots and the history
         test: Gallery | None=None,   # Products that are measured after each epoch and decide nothing
-        paths: Paths | None=None,    # Where fit writes checkpoints, snapshots and the history
     ) -> None:
-        self.model, self.processor, self.config, self.test, self.paths = model, processor, config, test, paths
+        self.model: Any = model
+        self.processor, self.config, self.paths, self.test = processor, config, paths, test
         self.device = model_device(model)
         self.world, self.main = PartialState().num_processes, PartialState().is_main_process
         self.fingerprint = run_fingerprint(config, model, cache, products, ignore=SAME_RESULT)
         self.compiled = config.compile and can_compile(self.device)
         self._prepare_products(cache, products)
         self._prepare_model()
-        self.step = 0                                     # number of the next step
-        self.product_embeds = None                        # with hard negatives: as last seen, float16 [N, D]
-        self.order = self.totals = None                   # of the current epoch: batches [steps, B], sums of metrics
+        self.step = 0  # number of the next step
+        self.product_embeds: torch.Tensor | None = None  # float16 [N, D], each from its latest step; for hard negatives
+        self.order: torch.Tensor | None = None  # int64 [steps, B], the batches of the current epoch
+        self.totals = torch.zeros(3, device=self.device)  # sums of the metrics in the current epoch
         self.history = History(config.monitor, config.patience, paths)
-        self.interrupted, self.snapshot_time = threading.Event(), time.monotonic()
-        if paths:
-            self.snapshots = Snapshots(paths.last)
+        self.snapshots, self.snapshot_time = Snapshots(paths.last), time.monotonic()
+        self.interrupted = threading.Event()
 
 # %% ../nbs/43_training.ipynb #a1213d3a
 @patch
-def _prepare_products(self: Trainer, cache, products) -> None:
+def _prepare_products(self: Trainer, cache: PixelCache, products: pd.DataFrame) -> None:
     "Set validation products aside; put pixels and texts on the device."
     config, numbered = self.config, products.assign(_row=np.arange(len(products)))
     no_split = numbered, numbered[:0]
@@ -137,7 +138,7 @@ def _prepare_model(self: Trainer) -> None:
     self.optimizer = ScheduledAdamW(model, config.lr, steps, config.warmup, config.weight_decay, config.layer_decay,
                                     config.grad_clip, config.ema, scale_loss, capturable=record)
     self.layers = CompiledLayers(model, self.compiled)
-    self.recorded = RecordedStep(lambda batch: self.compute(batch), self.device) if record else None
+    self.recorded = RecordedStep(self.compute, self.device) if record else None
 
 # %% ../nbs/43_training.ipynb #3048ee8d
 @patch
@@ -156,7 +157,8 @@ def epoch_batches(self: Trainer, epoch: int) -> torch.Tensor: # int64 [steps, B]
     if size > 1 and self.product_embeds is None:
         self.product_embeds = self.embed_products()
     embeds = torch.zeros(len(self.batches), 1) if self.product_embeds is None else self.product_embeds
-    batches = hard_negative_batches(embeds, self.batches.groups, self.batches.size, self.config.seed+epoch, size)
+    groups = self.batches.groups.numpy()
+    batches = hard_negative_batches(embeds, groups, self.batches.size, self.config.seed+epoch, size)
     order = torch.from_numpy(np.stack(batches)).to(self.device)
     if self.world > 1:      # embeddings may be rounded differently
         dist.broadcast(order, 0)
@@ -180,13 +182,14 @@ def backward(self: Trainer, batch: dict) -> tuple[torch.Tensor, ...]: # Loss, im
         embeds = self.embed(batch)
     else:
         with torch.no_grad():
-            embeds = [torch.cat(x) for x in zip(*(self.embed(batch, part) for part in parts))]
+            images, texts = zip(*(self.embed(batch, part) for part in parts))
+        embeds = torch.cat(images), torch.cat(texts)
     loss_of = partial(model_loss, self.model, groups=batch['groups'])
     loss, *gradients = embedding_gradients(loss_of, *embeds, scaler=self.optimizer.scaler)
     for part in parts:
         part_embeds = embeds if len(parts) == 1 else self.embed(batch, part)
         pairs = [(x, gradient[part]) for x, gradient in zip(part_embeds, gradients) if x.requires_grad]   # not frozen
-        torch.autograd.backward(*zip(*pairs))
+        torch.autograd.backward([x for x, _ in pairs], [gradient for _, gradient in pairs])
     return loss, *(x.detach() for x in embeds)
 
 # %% ../nbs/43_training.ipynb #aa3b0d91
@@ -228,9 +231,9 @@ def restore(self: Trainer, state: dict) -> None:
     self.model.load_state_dict(state['model'])
     self.optimizer.load_state_dict(state['optimizer'])
     self.history.records, self.history.best = state['records'], state['best']
-    self.step, self.order = state['step'], state['order']
-    for name in ('product_embeds', 'totals'):
-        setattr(self, name, None if state[name] is None else state[name].to(self.device))
+    self.step, self.order, self.totals = state['step'], state['order'], state['totals'].to(self.device)
+    embeds = state['product_embeds']
+    self.product_embeds = None if embeds is None else embeds.to(self.device)
 
 # %% ../nbs/43_training.ipynb #b4eee914
 @patch
@@ -298,7 +301,8 @@ def train_epoch(self: Trainer, epoch: int) -> dict[str, float]: # Means of loss,
     "Train for an epoch. Raises InputError if the loss is NaN or infinite."
     config, steps, size = self.config, self.steps_per_epoch, self.batches.size
     if self.order is None:
-        self.order, self.totals = self.epoch_batches(epoch), torch.zeros(3, device=self.device)
+        self.order = self.epoch_batches(epoch)
+        self.totals.zero_()
     self.model.train()
     done = self.step-(epoch-1)*steps
     with tqdm(total=steps*size, initial=done*size, desc=f'Epoch {epoch}/{config.epochs}', unit='pair',
@@ -397,4 +401,4 @@ def train(
         images = image_paths(train_products, image_dir), image_paths(test_products, image_dir)
         cache, test_cache = (PixelCache.build(part, spec, paths.pixels) for part in images)
     test = Gallery(processor, to_device(test_cache.pixels, device), test_products)
-    return Trainer(model, processor, cache, train_products, config, test, paths).fit(fresh)
+    return Trainer(model, processor, cache, train_products, config, paths, test).fit(fresh)

@@ -37,10 +37,10 @@ def demo(tmp_path_factory):
 
 def losses(demo, steps=40, **changes):
     "Losses of some steps, and the trainer."
-    _, products, _, _, cache = demo
+    paths, products, _, _, cache = demo
     model, processor = tiny_model(products.full_text)
     config = TrainConfig(**(dict(lr=5e-4, batch_size=64, epochs=20, val_size=0) | changes))
-    trainer = Trainer(model.cuda(), processor, cache, products, config)
+    trainer = Trainer(model.cuda(), processor, cache, products, config, paths)
     rows = [batch for epoch in range(1, 10) for batch in trainer.epoch_batches(epoch)][:steps]
     return torch.stack([trainer.train_step(batch)[0] for batch in rows]).cpu().numpy(), trainer
 
