@@ -116,7 +116,7 @@ class InferenceModel:
     def run(self,
         work: Callable[[nn.Module], np.ndarray],  # computes an array with the model that it is given
     ) -> np.ndarray:
-        "The result of work in 16 bits if all of it is finite, else in full precision."
+        "Return the result of work in 16 bits, or in full precision if a value in 16 bits is not finite."
         if self.half is not None:
             with evaluating(self.half):
                 result = work(self.half)
@@ -129,7 +129,7 @@ class InferenceModel:
 def can_compile(
     device: torch.device,  # device of the model
 ) -> bool:
-    "Whether compiled code pays on this device: it is a CUDA device and Triton is installed."
+    "Whether layers should be compiled on this device: a CUDA device, with Triton installed."
     return device.type == 'cuda' and has_triton()
 
 
@@ -158,7 +158,7 @@ class CompiledLayers:
         self.hook = model.text_model.encoder.register_forward_pre_hook(_mark_text_width, with_kwargs=True)
 
     def close(self) -> None:
-        "Give the plain model back."
+        "Restore the plain model."
         if not self.enabled:
             return
         self.hook.remove()

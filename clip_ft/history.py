@@ -26,7 +26,7 @@ TITLES = {'loss': 'Loss', 'clip_score': 'CLIP score', 'batch_accuracy': 'In-batc
           'hit_rate@5': 'Hit rate@5, whole gallery'}
 
 def plot_history(
-    history: pd.DataFrame, # Returned by train, or read from training_history.csv
+    history: pd.DataFrame,  # returned by train, or read from training_history.csv
 ) -> Figure:
     "Plot loss, CLIP score, in-batch accuracy and hit rate@5 over the epochs."
     figure = new_figure(figsize=(12, 2.9))
@@ -51,19 +51,19 @@ def plot_history(
 # %% ../nbs/42_history.ipynb #3b815e68
 def main_columns(
     history: pd.DataFrame,
-) -> pd.DataFrame: # The epoch and the columns that plot_history plots
-    "The columns of the history that are worth a look after each epoch."
-    return history[['epoch', *(name for name in history if name.endswith(tuple(f'_{metric}' for metric in TITLES)))]]
+) -> pd.DataFrame:  # the epoch and the columns that plot_history plots
+    "Select the most important columns of the history."
+    return history[['epoch', *(name for name in history if name.endswith(tuple(TITLES)))]]
 
 # %% ../nbs/42_history.ipynb #c9e580d5
 class History:
-    "The records of a run, one per epoch: which is the best, when to stop."
+    "The records of a run, one per epoch, with the best epoch and early stopping."
     def __init__(self,
-        monitor: str='loss',        # Validation metric that chooses the best epoch
-        patience: int=2,            # Epochs without improvement after which training stops
-        paths: Paths | None=None,   # The history is written to history_csv and history_png; None: nowhere
-        live: bool | None=None,     # True: update an output of the notebook, False: print; None: as it fits
-        plot_seconds: float=20.0,   # If not live: seconds between plots
+        monitor: str = 'loss',  # validation metric that chooses the best epoch
+        patience: int = 2,  # epochs without improvement after which training stops
+        paths: Paths | None = None,  # the history is written to history_csv and history_png; None: nowhere
+        live: bool | None = None,  # True: update an output of the notebook; False: print; None: True in a notebook
+        plot_seconds: float = 20.0,  # minimum number of seconds between plots, if not live
     ) -> None:
         self.monitor, self.patience, self.paths, self.plot_seconds = monitor, patience, paths, plot_seconds
         self.live = IN_NOTEBOOK if live is None else live
@@ -86,7 +86,7 @@ class History:
         return METRICS[self.monitor]*(record[column]-self.best[column]) > 0
 
     def exhausted(self) -> bool:
-        "Whether the best epoch is as many epochs ago as patience allows."
+        "Whether the best epoch is at least patience epochs ago."
         if self.best is None or f'val_{self.monitor}' not in self.best:
             return False
         return self.records[-1]['epoch']-self.best['epoch'] >= self.patience
@@ -101,7 +101,7 @@ class History:
 # %% ../nbs/42_history.ipynb #780006e8
 @patch
 def _save(self: History) -> None:
-    "Write the table, print the last record if not live, and draw the curves if it is time."
+    "Write the table, print the last record if not live, and plot the curves if it is time."
     self.outdated = True
     if not self.live:
         print(_epoch_line(self.records[-1]), flush=True)
@@ -150,7 +150,7 @@ def _epoch_line(record):
 # %% ../nbs/42_history.ipynb #ede1914b
 def memory_gb(
     device: torch.device,
-) -> float: # GB
+) -> float:  # in GB
     "Peak memory of this process on a CUDA device; elsewhere its current memory."
     if device.type == 'cuda':
         return torch.cuda.max_memory_reserved(device)/1e9

@@ -17,10 +17,10 @@ from typing import Any
 
 # %% ../nbs/40_losses.ipynb #382de05c
 def positives(
-    groups: torch.Tensor,  # int [B] or [B, K]: ids of the products that query
+    groups: torch.Tensor,  # int [B] or [B, K]: ids of the queries
     others: torch.Tensor | None = None,  # int [M] or [M, K]: ids of the candidates; None: the same products
 ) -> torch.Tensor:  # bool [B, M]: True where two products share an id of the same column
-    "Which products are right answers for which."
+    "Right answers of each query among the candidates."
     others = groups if others is None else others
     return (groups.view(len(groups), 1, -1) == others.view(1, len(others), -1)).any(-1)
 
@@ -124,13 +124,13 @@ def embedding_gradients(
 # %% ../nbs/40_losses.ipynb #0a440f6e
 def similar_order(
     embeds: torch.Tensor,  # float [N, D]
-    cluster_size: int,  # neighbours in the order are similar within runs of about this many
+    cluster_size: int,  # about this many neighbours in the order form a cluster
     generator: torch.Generator,  # on the CPU; draws the initial directions
 ) -> torch.Tensor:  # int64 [N] on the CPU: row numbers
     "An order in which neighbours are similar, by balanced bisection along principal directions."
     n, dim = embeds.shape
     levels = max(0, math.ceil(math.log2(n/cluster_size))) if n else 0
-    padding = torch.full((-n % 2**levels,), n)         # so that each cut is even; sorted out at the end
+    padding = torch.full((-n % 2**levels,), n)  # makes all clusters equally large; removed at the end
     rows = torch.cat([torch.randperm(n, generator=generator), padding]).to(embeds.device)
     padded = torch.cat([embeds.float(), embeds.new_zeros(1, dim, dtype=torch.float)])
     for level in range(levels):
@@ -138,7 +138,7 @@ def similar_order(
         points = padded[clusters]
         points -= points.mean(dim=1, keepdim=True)
         direction = torch.randn(len(clusters), dim, 1, generator=generator).to(points)
-        for _ in range(3):                             # power iteration
+        for _ in range(3):  # power iteration
             direction = F.normalize(points.mT @ (points @ direction), dim=1)
         position = (points @ direction).squeeze(2)
         rows = clusters.gather(1, position.argsort(dim=1)).flatten()
@@ -149,7 +149,7 @@ MAX_ROUNDS = 32  # products of a group that are clustered; the rest of very larg
 
 def _clusters(embeds, groups, order, cluster_size, generator):
     "Clusters of similar rows, as arrays; no two rows of a group are in one cluster."
-    order = order[np.argsort(groups[order], kind='stable')]                 # groups side by side, random order inside
+    order = order[np.argsort(groups[order], kind='stable')]  # sorted by group, in random order within a group
     repeat = np.arange(len(order))-np.searchsorted(groups[order], groups[order])  # 0 for the first of its group, 1 ...
     clusters = []
     for number in range(min(repeat.max()+1, MAX_ROUNDS)):
@@ -161,11 +161,11 @@ def _clusters(embeds, groups, order, cluster_size, generator):
 
 def hard_negative_batches(
     embeds: np.ndarray | torch.Tensor,  # float [N, D]: the products as the model embeds them now
-    groups: Sequence[int] | np.ndarray,  # int [N]: duplicates share an id
+    groups: Groups,  # int [N]: duplicates share an id
     batch_size: int,  # products per batch
     seed: int,  # the same seed gives the same batches
     cluster_size: int = 8,  # number of similar products in a cluster; 1: random batches
-) -> list[np.ndarray]:  # N // batch_size arrays of row numbers; the remaining rows wait for another epoch
+) -> list[np.ndarray]:  # N // batch_size arrays of row numbers; the remaining rows are left out
     "Batches made of clusters of products that the model confuses, without duplicates in a cluster."
     embeds, groups = torch.as_tensor(embeds), np.asarray(groups)
     n, cluster_size = len(groups), min(cluster_size, batch_size)

@@ -25,7 +25,7 @@ from .training import TrainConfig, train
 
 # %% ../nbs/44_train_command.ipynb #a22e8521
 def demo_config(
-    **changes: Any, # Settings that differ
+    **changes: Any,  # settings with other values
 ) -> TrainConfig:
     "Settings with which the tiny CLIP learns the demo catalogue in about two minutes on two cores."
     texts = dict(name=1, full_text=1, attributes=2)
@@ -34,11 +34,11 @@ def demo_config(
 
 # %% ../nbs/44_train_command.ipynb #391b2ba6
 def open_model(
-    name: str, # Name on the hub, folder, or 'tiny'
-    texts: Iterable[str], # Texts of the training products; the tiny model learns its tokenizer from them
-    device: str | torch.device | None=None, # None: the fastest device of this machine
-) -> tuple[Any, Any]: # Model and processor
-    "Load a model; the name 'tiny' makes a new tiny_model."
+    name: str,  # name on the hub, folder, or 'tiny'
+    texts: Iterable[str],  # texts of the training products; the tiny model learns its tokenizer from them
+    device: str | torch.device | None = None,  # None: the fastest device of this machine
+) -> tuple[Any, Any]:  # model and processor
+    "Load a model, or create a tiny_model if the name is 'tiny'."
     if name != 'tiny':
         return load_model(name, device)
     model, processor = tiny_model(texts)
@@ -46,9 +46,9 @@ def open_model(
 
 
 def demo_run(
-    paths: Paths, # Where the demo is; what exists is reused
-) -> tuple[Any, Any]: # Model and processor
-    "Everything up to a trained tiny CLIP."
+    paths: Paths,  # project of the demo; existing files are reused
+) -> tuple[Any, Any]:  # model and processor
+    "Get the trained model of the demo: draw, split and train unless that has been done."
     folder = get_data('demo', paths)
     if not paths.best_model.is_dir() or paths.last.exists():
         train_products, test_products = preprocess(paths)
@@ -88,16 +88,16 @@ def _parser() -> ArgumentParser:
     parser = command_parser('Fine-tune CLIP on the products that clip_ft_preprocess has split. '
                             'The same command resumes an interrupted run.')
     parser.add_argument('--model', default='openai/clip-vit-base-patch32',
-                        help="where to start: a name on the Hugging Face hub, a folder, or 'tiny' (random weights)")
+                        help="model to start from: a name on the Hugging Face hub, a folder, or 'tiny'")
     parser.add_argument('--device', help='cuda, cuda:1, mps or cpu; by default the fastest device')
     parser.add_argument('--fresh', action='store_true', help='do not resume an unfinished run')
-    parser.add_argument('--demo', action='store_true', help='settings for --model tiny on the demo catalogue')
+    parser.add_argument('--demo', action='store_true', help='use settings for --model tiny and the demo catalogue')
     _add_settings(parser)
     return parser
 
 
 def _config(args: Namespace) -> TrainConfig:
-    "The settings: those given as options, and defaults or those of the demo."
+    "The settings given as options, the others from the defaults or from the demo."
     given = {field.name: getattr(args, field.name) for field in fields(TrainConfig) if hasattr(args, field.name)}
     if 'texts' in given:
         given['texts'] = dict(given['texts'])
@@ -123,7 +123,7 @@ def train_main(argv: list[str] | None = None) -> None:
     paths, config = Paths(args.root), _config(args)
     train_products, test_products = load_split(paths)
     cpu = torch.device(args.device or default_device()).type == 'cpu'
-    process = PartialState(cpu=cpu, timeout=timedelta(hours=6))     # others wait while the first decodes and measures
+    process = PartialState(cpu=cpu, timeout=timedelta(hours=6))  # others wait while the first one decodes and measures
     model, processor = open_model(args.model, train_products.full_text, args.device)
     image_dir = image_folder(catalogue_folder(paths), train_products)
     history = train(model, processor, train_products, test_products, image_dir, paths, config, args.fresh)

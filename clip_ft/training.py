@@ -37,32 +37,33 @@ from .optimizer import ScheduledAdamW, lr_at
 from .parameters import add_lora, freeze_early_layers, merged_state_dict
 
 # %% ../nbs/43_training.ipynb #7c1fea7c
-TEXTS = dict(name=2, category=1, sentence=1, full_text=2, attributes=2)     # how often, relative to each other
-SAME_RESULT = ('compile', 'micro_batch', 'save_minutes')     # settings that do not change the result
+TEXTS = dict(name=2, category=1, sentence=1, full_text=2, attributes=2)  # kind of text -> weight
+SAME_RESULT = ('compile', 'micro_batch', 'save_minutes')  # settings that do not change the result
+
 @dataclass
 class TrainConfig:
-    "How to train; the defaults are those of the recipe."
-    epochs: int = 5              # Largest number of passes over the training products
-    lr: float = 5e-6             # Peak learning rate of AdamW
-    batch_size: int = 32         # Products per batch, over all processes; each competes with all others
-    val_size: float = 0.1        # Share of the training products that validates; 0: none, keep the last epoch
-    monitor: str = 'loss'        # Validation metric that chooses the best epoch, such as loss, hit_rate@5 or mrr
-    patience: int = 2            # Epochs without improvement after which training stops
-    warmup: float = 0.1          # Share of the steps in which the learning rate rises
-    weight_decay: float = 0.01   # Weight decay of AdamW; applies to matrices only
-    grad_clip: float = 1.0       # Largest norm of the gradient
-    texts: dict = field(default_factory=TEXTS.copy) # Kind of text -> how often batches show it, relatively
-    augment: bool = True         # Random crop, horizontal flip, rotation, colour jitter
-    hard_negative_size: int = 1  # Products per cluster of similar products, which fill batches; 1: random batches
-    micro_batch: int = 0         # Products per forward pass, if a batch does not fit into memory; 0: the whole batch
-    freeze_vision: int = 0       # Number of frozen layers of the vision tower, from the first; -1: the whole tower
-    freeze_text: int = 0         # Number of frozen layers of the text tower, from the first; -1: the whole tower
-    layer_decay: float = 1.0     # Learning rate of a layer, as a share of that of the layer above
-    lora: int = 0                # Rank of LoRA corrections, trained in place of the weights (needs peft); 0: none
-    ema: float = 0.0             # Decay per step of a moving average of the weights, which is evaluated; 0: none
-    compile: bool = True         # Compile and record CUDA graphs on a CUDA device; same result, faster
-    save_minutes: float = 5.0    # Minutes between snapshots, besides those after each epoch
-    seed: int = 42               # Seed of everything random
+    "Settings of a training run; the defaults are those of the recipe."
+    epochs: int = 5  # maximum number of passes over the training products
+    lr: float = 5e-6  # peak learning rate of AdamW
+    batch_size: int = 32  # products per batch, over all processes; each competes with all others
+    val_size: float = 0.1  # share of the training products used for validation; 0: none, and the last epoch is kept
+    monitor: str = 'loss'  # validation metric that chooses the best epoch, such as loss, hit_rate@5 or mrr
+    patience: int = 2  # epochs without improvement after which training stops
+    warmup: float = 0.1  # share of the steps in which the learning rate rises
+    weight_decay: float = 0.01  # weight decay of AdamW, applied to matrices only
+    grad_clip: float = 1.0  # maximum norm of the gradient
+    texts: dict = field(default_factory=TEXTS.copy)  # kind of text -> weight with which it is drawn for a batch
+    augment: bool = True  # random crop, horizontal flip, rotation, colour jitter
+    hard_negative_size: int = 1  # products per cluster of similar products in a batch; 1: random batches
+    micro_batch: int = 0  # products per forward pass, for batches that do not fit into memory; 0: the whole batch
+    freeze_vision: int = 0  # number of frozen layers of the vision tower, from the first; -1: the whole tower
+    freeze_text: int = 0  # number of frozen layers of the text tower, from the first; -1: the whole tower
+    layer_decay: float = 1.0  # learning rate of a layer, as a share of that of the layer above
+    lora: int = 0  # rank of LoRA corrections, trained in place of the weights (needs peft); 0: none
+    ema: float = 0.0  # decay per step of a moving average of the weights, which is evaluated; 0: none
+    compile: bool = True  # compile the layers and record CUDA graphs on a CUDA device; faster, same result
+    save_minutes: float = 5.0  # minutes between snapshots, besides those after each epoch
+    seed: int = 42  # random seed
     def __post_init__(self) -> None:
         _check(self, ('epochs', 'lr', 'patience', 'grad_clip', 'hard_negative_size'), lambda x: x > 0, 'above 0')
         _check(self, ('weight_decay', 'micro_batch', 'lora', 'save_minutes'), lambda x: x >= 0, '0 or more')
@@ -86,13 +87,13 @@ def _check(config, names, valid, allowed):
 class Trainer:
     "One training run: its model, batches, optimizer, history and snapshots."
     def __init__(self,
-        model: torch.nn.Module,      # Two-tower model; trained in place, and a plain model again after close
-        processor: Any,                   # Its processor
-        cache: PixelCache,           # Pixels of the products
-        products: pd.DataFrame,      # Training products, val_size of which are set aside for validation
+        model: torch.nn.Module,  # two-tower model; trained in place, and a plain model again after close
+        processor: Any,  # its processor
+        cache: PixelCache,  # pixels of the products
+        products: pd.DataFrame,  # training products, val_size of which are set aside for validation
         config: TrainConfig,
-        paths: Paths,                # Where fit writes checkpoints, snapshots and the history
-        test: Gallery | None=None,   # Products that are measured after each epoch and decide nothing
+        paths: Paths,  # where fit writes checkpoints, snapshots and the history
+        test: Gallery | None = None,  # products that are measured after each epoch and decide nothing
     ) -> None:
         self.model: Any = model
         self.processor, self.config, self.paths, self.test = processor, config, paths, test
@@ -106,9 +107,8 @@ class Trainer:
         self.product_embeds: torch.Tensor | None = None  # float16 [N, D], each from its latest step; for hard negatives
         self.order: torch.Tensor | None = None  # int64 [steps, B], the batches of the current epoch
         self.totals = torch.zeros(3, device=self.device)  # sums of the metrics in the current epoch
-        self.history = History(config.monitor, config.patience, paths)
-        self.snapshots, self.snapshot_time = Snapshots(paths.last), time.monotonic()
-        self.interrupted = threading.Event()
+        self.history, self.snapshots = History(config.monitor, config.patience, paths), Snapshots(paths.last)
+        self.interrupted, self.snapshot_time = threading.Event(), time.monotonic()
 
 # %% ../nbs/43_training.ipynb #a1213d3a
 @patch
@@ -142,7 +142,7 @@ def _prepare_model(self: Trainer) -> None:
 
 # %% ../nbs/43_training.ipynb #3048ee8d
 @patch
-def embed_products(self: Trainer) -> torch.Tensor: # float16 [N, D] on the device
+def embed_products(self: Trainer) -> torch.Tensor:  # float16 [N, D] on the device
     "Mean of the image and text embeddings of each product."
     model, batches = InferenceModel.of(self.model), self.batches
     image_embeds = embed_images(model, self.processor, batches.pixels, progress=self.main, rows=batches.rows.numpy())
@@ -151,22 +151,21 @@ def embed_products(self: Trainer) -> torch.Tensor: # float16 [N, D] on the devic
 
 # %% ../nbs/43_training.ipynb #f2df0ff3
 @patch
-def epoch_batches(self: Trainer, epoch: int) -> torch.Tensor: # int64 [steps, B] on the CPU
+def epoch_batches(self: Trainer, epoch: int) -> torch.Tensor:  # int64 [steps, B] on the CPU
     "Row numbers of the batches of an epoch, 1 being the first."
     size = self.config.hard_negative_size
     if size > 1 and self.product_embeds is None:
         self.product_embeds = self.embed_products()
     embeds = torch.zeros(len(self.batches), 1) if self.product_embeds is None else self.product_embeds
-    groups = self.batches.groups.numpy()
-    batches = hard_negative_batches(embeds, groups, self.batches.size, self.config.seed+epoch, size)
+    batches = hard_negative_batches(embeds, self.batches.groups, self.batches.size, self.config.seed+epoch, size)
     order = torch.from_numpy(np.stack(batches)).to(self.device)
-    if self.world > 1:      # embeddings may be rounded differently
+    if self.world > 1:  # embeddings may be rounded differently
         dist.broadcast(order, 0)
     return order.cpu()
 
 # %% ../nbs/43_training.ipynb #c1984ea8
 @patch
-def embed(self: Trainer, batch: dict, part: slice=slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
+def embed(self: Trainer, batch: dict, part: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
     "Image and text embeddings of a micro-batch, float32 [b, D]."
     pixel_values = self.batches.transform(batch['pixels'][part], batch['random_numbers'][part])
     tokens = {name: batch[name][part] for name in ('input_ids', 'attention_mask') if name in batch}
@@ -175,7 +174,7 @@ def embed(self: Trainer, batch: dict, part: slice=slice(None)) -> tuple[torch.Te
 
 # %% ../nbs/43_training.ipynb #693fa29c
 @patch
-def backward(self: Trainer, batch: dict) -> tuple[torch.Tensor, ...]: # Loss, image embeddings, text embeddings
+def backward(self: Trainer, batch: dict) -> tuple[torch.Tensor, ...]:  # loss, image embeddings, text embeddings
     "Compute the loss of the batch, and the gradient of this process's share."
     parts = self.batches.parts(self.config.micro_batch)
     if len(parts) == 1:
@@ -188,14 +187,14 @@ def backward(self: Trainer, batch: dict) -> tuple[torch.Tensor, ...]: # Loss, im
     loss, *gradients = embedding_gradients(loss_of, *embeds, scaler=self.optimizer.scaler)
     for part in parts:
         part_embeds = embeds if len(parts) == 1 else self.embed(batch, part)
-        pairs = [(x, gradient[part]) for x, gradient in zip(part_embeds, gradients) if x.requires_grad]   # not frozen
+        pairs = [(x, gradient[part]) for x, gradient in zip(part_embeds, gradients) if x.requires_grad]  # not frozen
         torch.autograd.backward([x for x, _ in pairs], [gradient for _, gradient in pairs])
     return loss, *(x.detach() for x in embeds)
 
 # %% ../nbs/43_training.ipynb #aa3b0d91
 @patch
 def compute(self: Trainer, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    "Learn from a batch. Returns loss, CLIP score and in-batch accuracy [3], and embeddings of the products [B, D]."
+    "Train on a batch. Returns loss, CLIP score and in-batch accuracy [3], and embeddings of the products [B, D]."
     loss, *embeds = self.backward(batch)
     self.optimizer.update()
     with torch.no_grad():
@@ -206,8 +205,8 @@ def compute(self: Trainer, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
 
 # %% ../nbs/43_training.ipynb #2ab18a12
 @patch
-def train_step(self: Trainer, rows: torch.Tensor) -> torch.Tensor: # Loss, CLIP score, in-batch accuracy, on the device
-    "Take the next step, with the products of a batch."
+def train_step(self: Trainer, rows: torch.Tensor) -> torch.Tensor:  # loss, CLIP score, in-batch accuracy, on the device
+    "Take the next step, on the products in these rows."
     self.optimizer.set_step(self.step)
     batch = self.batches.batch(rows, self.step)
     metrics, embeds = self.recorded(batch) if self.recorded else self.compute(batch)
@@ -218,7 +217,7 @@ def train_step(self: Trainer, rows: torch.Tensor) -> torch.Tensor: # Loss, CLIP 
 
 # %% ../nbs/43_training.ipynb #166629f4
 @patch
-def state(self: Trainer) -> dict: # Plain values, and tensors on the CPU
+def state(self: Trainer) -> dict:  # plain values, and tensors on the CPU
     "Everything that the rest of the run depends on."
     state = {name: getattr(self, name) for name in ('fingerprint', 'step', 'product_embeds', 'order', 'totals')}
     state |= dict(model=self.model.state_dict(), optimizer=self.optimizer.state_dict())
@@ -227,7 +226,7 @@ def state(self: Trainer) -> dict: # Plain values, and tensors on the CPU
 # %% ../nbs/43_training.ipynb #7440a9b3
 @patch
 def restore(self: Trainer, state: dict) -> None:
-    "Go back to a state."
+    "Restore what state returned."
     self.model.load_state_dict(state['model'])
     self.optimizer.load_state_dict(state['optimizer'])
     self.history.records, self.history.best = state['records'], state['best']
@@ -243,7 +242,7 @@ def measure_epoch(self: Trainer, epoch: int, train_metrics: dict) -> None:
     lr = lr_at(self.step-1, self.optimizer.steps, config.lr, config.warmup) if epoch else 0.
     record = dict(epoch=epoch, step=self.step, lr=lr, logit_scale=scale)
     record |= {f'train_{name}': train_metrics.get(name, math.nan) for name in ('loss', 'clip_score', 'batch_accuracy')}
-    with self.optimizer.averaged(), torch.compiler.set_stance('force_eager'):     # too few images to compile for
+    with self.optimizer.averaged(), torch.compiler.set_stance('force_eager'):   # too few images to compile for
         model = InferenceModel.of(self.model)
         for part, gallery in dict(val=self.val, test=self.test).items():
             if gallery:
@@ -257,8 +256,8 @@ def measure_epoch(self: Trainer, epoch: int, train_metrics: dict) -> None:
 
 # %% ../nbs/43_training.ipynb #4e235559
 @patch
-def save_snapshot(self: Trainer, always: bool=False) -> None:
-    "Queue a snapshot of the run; unless always, skip it while the previous one is still being written."
+def save_snapshot(self: Trainer, always: bool = False) -> None:
+    "Queue a snapshot; unless always is true, skip it while the previous one is still being written."
     if self.snapshots.busy and not always:
         return
     if self.main:
@@ -268,7 +267,7 @@ def save_snapshot(self: Trainer, always: bool=False) -> None:
 # %% ../nbs/43_training.ipynb #e974f4a1
 @patch
 def resume(self: Trainer, fresh: bool) -> None:
-    "Go back to the last snapshot, if there is one and unless fresh. Raises InputError if it belongs to another run."
+    "Restore the last snapshot, or remove all if fresh. Raises InputError if it belongs to another run."
     last = self.paths.last
     if self.main:
         remove_leftovers(self.paths.checkpoints, last)
@@ -279,11 +278,10 @@ def resume(self: Trainer, fresh: bool) -> None:
     step = torch.tensor([state['step'] if state else 0], device=self.device)
     if (gather_rows(step) != step).any():
         raise InputError(f'The processes see different snapshots in {last}: all machines must share this folder.')
-    if state is None:
-        return
-    self.restore(state)
-    if self.main:
-        print(f'Resuming the run in {last} after step {self.step:,} of {self.optimizer.steps:,}.')
+    if state:
+        self.restore(state)
+        if self.main:
+            print(f'Resuming the run in {last} after step {self.step:,} of {self.optimizer.steps:,}.')
 
 # %% ../nbs/43_training.ipynb #6de9c001
 @patch
@@ -297,14 +295,14 @@ def stop_if_interrupted(self: Trainer) -> None:
 
 # %% ../nbs/43_training.ipynb #d343f710
 @patch
-def train_epoch(self: Trainer, epoch: int) -> dict[str, float]: # Means of loss, clip_score, batch_accuracy
+def train_epoch(self: Trainer, epoch: int) -> dict[str, float]:  # means of loss, clip_score, batch_accuracy
     "Train for an epoch. Raises InputError if the loss is NaN or infinite."
     config, steps, size = self.config, self.steps_per_epoch, self.batches.size
     if self.order is None:
         self.order = self.epoch_batches(epoch)
         self.totals.zero_()
     self.model.train()
-    done = self.step-(epoch-1)*steps
+    done = self.step % steps
     with tqdm(total=steps*size, initial=done*size, desc=f'Epoch {epoch}/{config.epochs}', unit='pair',
               unit_scale=True, disable=not self.main) as bar:
         for i in range(done, steps):
@@ -317,7 +315,6 @@ def train_epoch(self: Trainer, epoch: int) -> dict[str, float]: # Means of loss,
                 self.stop_if_interrupted()
                 if time.monotonic()-self.snapshot_time > 60*config.save_minutes:
                     self.save_snapshot()
-    self.model.eval()
     means = (self.totals/steps).tolist()
     if not math.isfinite(means[0]):
         raise InputError(f'The loss of epoch {epoch} is {means[0]}. Try a lower learning rate than {config.lr:g}.')
@@ -327,13 +324,12 @@ def train_epoch(self: Trainer, epoch: int) -> dict[str, float]: # Means of loss,
 # %% ../nbs/43_training.ipynb #8ce59d05
 @patch
 def close(self: Trainer) -> None:
-    "Give the model back as a plain model: not compiled, LoRA corrections merged, with its own trainable parameters."
+    "Make the model a plain one again: not compiled, LoRA corrections merged, requires_grad as before."
     self.layers.close()
     if self.recorded:
         self.recorded.clear()
     if self.lora:
         self.lora.merge_and_unload()
-        self.lora = None
     for parameter, flag in self.requires_grad:
         parameter.requires_grad_(flag)
     self.model.eval()
@@ -359,15 +355,15 @@ def run_epochs(self: Trainer) -> None:
 
 # %% ../nbs/43_training.ipynb #50b5b2ac
 @patch
-def fit(self: Trainer, fresh: bool=False) -> pd.DataFrame: # History, one row per epoch
-    "Resume the run, or start it (if fresh, in any case); the model ends with the weights of the best epoch."
-    caught = catch_interrupt(self.interrupted) if self.world == 1 else nullcontext()    # launchers stop their processes
+def fit(self: Trainer, fresh: bool = False) -> pd.DataFrame:  # history, one row per epoch
+    "Resume the run, or start it if fresh or without a snapshot; the model ends with the weights of the best epoch."
+    caught = catch_interrupt(self.interrupted) if self.world == 1 else nullcontext()  # launchers stop their processes
     try:
         self.resume(fresh)
         with torch.random.fork_rng([self.device] if self.device.type == 'cuda' else []), caught:
             self.run_epochs()
         self.snapshots.wait()
-        PartialState().wait_for_everyone()      # not after an error: the others would never arrive
+        PartialState().wait_for_everyone()  # not after an error: the other processes would never reach this line
     finally:
         try:
             self.snapshots.wait()
@@ -382,15 +378,15 @@ def fit(self: Trainer, fresh: bool=False) -> pd.DataFrame: # History, one row pe
 
 # %% ../nbs/43_training.ipynb #4204a1f8
 def train(
-    model: torch.nn.Module,       # Two-tower model, from load_model or tiny_model; changed in place
-    processor: Any,                    # Its processor
-    train_products: pd.DataFrame, # From split_products: image, full_text, and the columns that duplicates are found by
-    test_products: pd.DataFrame,  # Likewise; measured, never used to choose
-    image_dir: str | Path,                    # Folder of the images
-    paths: Paths,                 # Where the pixel cache, the checkpoints and the history are written
-    config: TrainConfig | None=None, # None: the defaults
-    fresh: bool=False,            # Start from the beginning even if there is an unfinished run
-) -> pd.DataFrame: # One row per epoch: epoch, step, lr, logit_scale, train_, val_ and test_ metrics, kept
+    model: torch.nn.Module,  # two-tower model, from load_model or tiny_model; changed in place
+    processor: Any,  # its processor
+    train_products: pd.DataFrame,  # from split_products: image, full_text, and the columns that duplicates are found by
+    test_products: pd.DataFrame,  # likewise; measured after each epoch, never used to choose one
+    image_dir: str | Path,  # folder of the images
+    paths: Paths,  # where the pixel cache, the checkpoints and the history are written
+    config: TrainConfig | None = None,  # None: the defaults
+    fresh: bool = False,  # start from the beginning even if there is an unfinished run
+) -> pd.DataFrame:  # one row per epoch: epoch, step, lr, logit_scale, train_, val_ and test_ metrics, kept
     "Fine-tune a model; it ends with the weights of the best epoch. Raises InputError for unusable data or settings."
     config, device = config or TrainConfig(), model_device(model)
     if len(train_products) < 4 or len(test_products) < 2:

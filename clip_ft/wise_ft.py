@@ -61,7 +61,7 @@ def plot_interpolation(
     alpha: float | None = None,  # value to mark; None: that of choose_alpha
     metric: str = 'hit_rate@5',  # metric of the curve
 ) -> Figure:
-    "The metric of one gallery against that of the other, along the line; each point is labelled with its alpha."
+    "Plot the metric of the second gallery against that of the first; each point is labelled with its alpha."
     old, new = (name for name in curve if name != 'alpha')
     alpha = choose_alpha(curve, metric=metric) if alpha is None else alpha
     chosen = curve[curve.alpha == alpha]
