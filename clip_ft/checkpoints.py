@@ -257,7 +257,7 @@ def catch_interrupt(
         yield
         return
 
-    def handle(*_):
+    def handle(*_: Any) -> None:
         if flag.is_set():
             raise KeyboardInterrupt
         flag.set()

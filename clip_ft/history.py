@@ -141,7 +141,7 @@ def _show(self: History, table: pd.DataFrame, figure: Figure) -> None:
         self.output.update(page)
 
 
-def _epoch_line(record):
+def _epoch_line(record: dict) -> str:
     "One line about an epoch."
     names = ('train_loss', 'val_loss', 'test_loss', 'val_hit_rate@5', 'test_hit_rate@5')
     values = [f'{name} {record[name]:.4f}' for name in names if not math.isnan(record.get(name, math.nan))]

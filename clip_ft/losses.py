@@ -27,14 +27,14 @@ def positives(
 # %% ../nbs/40_losses.ipynb #32f55de1
 Groups = Sequence | np.ndarray | torch.Tensor  # int [B] or [B, K]
 
-def _group_ids(groups, embeds):
+def _group_ids(groups: Groups | None, embeds: torch.Tensor) -> torch.Tensor:
     "Groups as a tensor on the device of the embeddings; without groups all products differ."
     if groups is None:
         return torch.arange(len(embeds), device=embeds.device)
     return torch.as_tensor(groups, device=embeds.device)
 
 
-def _shared_cross_entropy(logits, same):
+def _shared_cross_entropy(logits: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
     "Sum of the cross-entropies of rows of logits [b, M]; right answers, bool [b, M], share the target evenly."
     target = same/same.sum(dim=1, keepdim=True)
     return -(target*F.log_softmax(logits, dim=1)).sum()
@@ -147,7 +147,9 @@ def similar_order(
 # %% ../nbs/40_losses.ipynb #085bd42c
 MAX_ROUNDS = 32  # products of a group that are clustered; the rest of very large groups form clusters of one
 
-def _clusters(embeds, groups, order, cluster_size, generator):
+def _clusters(
+    embeds: torch.Tensor, groups: np.ndarray, order: np.ndarray, cluster_size: int, generator: torch.Generator,
+) -> list[np.ndarray]:
     "Clusters of similar rows, as arrays; no two rows of a group are in one cluster."
     order = order[np.argsort(groups[order], kind='stable')]  # sorted by group, in random order within a group
     repeat = np.arange(len(order))-np.searchsorted(groups[order], groups[order])  # 0 for the first of its group, 1 ...

@@ -80,7 +80,7 @@ class ScheduledAdamW:
                 torch._foreach_lerp_(self.average, self.parameters, 1-self.ema)
 
 
-def _sum_over_processes(gradients):
+def _sum_over_processes(gradients: list[torch.Tensor]) -> None:
     "Add up gradients over all processes, in place."
     if dist.is_initialized() and dist.get_world_size() > 1:
         flat = torch.nn.utils.parameters_to_vector(gradients)

@@ -12,11 +12,12 @@ from .core import InputError
 from .model import tower_layers
 
 # %% ../nbs/35_parameters.ipynb #ec82b1b7
-def _tower_depths(model, tower):
+def _tower_depths(model: nn.Module, tower: str) -> tuple[dict[nn.Parameter, int], int]:
     "Depth of each parameter of a tower, and the number n of its layers: 0 embeddings, 1 to n layers, n+1 what follows."
     layers = tower_layers(model, tower)
     in_layers = {p: depth for depth, layer in enumerate(layers, 1) for p in layer.parameters()}
-    depths, follows = {}, 0
+    depths: dict[nn.Parameter, int] = {}
+    follows = 0
     for p in getattr(model, f'{tower}_model').parameters():
         if p in in_layers:
             follows = len(layers)+1

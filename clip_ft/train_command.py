@@ -57,7 +57,7 @@ def demo_run(
     return load_model(paths.best_model)
 
 # %% ../nbs/44_train_command.ipynb #5cf1bde7
-def _weight(text):
+def _weight(text: str) -> tuple[str, float]:
     "Parse one KIND=WEIGHT."
     kind, equals, weight = text.partition('=')
     try:

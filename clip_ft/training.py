@@ -14,6 +14,7 @@ import time
 import torch
 from torch import distributed as dist
 from accelerate import PartialState
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from fastcore.basics import patch
@@ -76,7 +77,7 @@ class TrainConfig:
             raise InputError('freeze_vision and freeze_text must be 0 with lora, which freezes all weights itself.')
 
 
-def _check(config, names, valid, allowed):
+def _check(config: TrainConfig, names: tuple[str, ...], valid: Callable[[Any], bool], allowed: str) -> None:
     "Raise InputError for the first setting with a value that is not valid."
     for name in names:
         value = getattr(config, name)
@@ -258,11 +259,10 @@ def measure_epoch(self: Trainer, epoch: int, train_metrics: dict) -> None:
 @patch
 def save_snapshot(self: Trainer, always: bool = False) -> None:
     "Queue a snapshot; unless always is true, skip it while the previous one is still being written."
-    if self.snapshots.busy and not always:
-        return
-    if self.main:
-        self.snapshots.save(self.step, self.state())
-    self.snapshot_time = time.monotonic()
+    if always or not self.snapshots.busy:
+        if self.main:
+            self.snapshots.save(self.step, self.state())
+        self.snapshot_time = time.monotonic()
 
 # %% ../nbs/43_training.ipynb #e974f4a1
 @patch
