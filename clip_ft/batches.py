@@ -39,7 +39,7 @@ class TrainingBatches:
         self.size = self.share*world # products of a batch
         self.mine = slice(rank*self.share, (rank+1)*self.share)
         self.device, self.seed, self.full_texts = torch.device(device), seed, list(products.full_text)
-        self.rows = torch.arange(len(products)) if rows is None else torch.as_tensor(rows)
+        self.rows = torch.arange(len(products)) if rows is None else torch.tensor(rows)
         self.groups = torch.from_numpy(duplicate_groups(products))
         self.augment = Augment(cache.size) if augment else None
         self.normalize = Normalize(processor).to(self.device)

@@ -130,10 +130,10 @@ def _search_many(self: ExactIndex, vectors: np.ndarray, top_k: int, rows: np.nda
     if rows is not None and not gather:
         scores = scores[:, rows]
     best = torch.from_numpy(scores).topk(min(top_k, count), dim=1).values
-    thresholds = best[:, -1:].numpy() - 1e-5
+    thresholds = best[:, -1].numpy() - 1e-5
     found = []
-    for vector, nominated in zip(vectors, scores >= thresholds):
-        candidates = np.flatnonzero(nominated)
+    for vector, row, threshold in zip(vectors, scores, thresholds):
+        candidates = np.flatnonzero(row >= threshold)
         found.append(self._score_rows(vector, top_k, candidates if rows is None else rows[candidates]))
     return found
 
@@ -146,8 +146,10 @@ def top(
     where: dict | None = None,  # conditions, as for read_where
 ) -> list[Found]:  # for each query rows and their scores, best first
     "The best rows for each query; equal scores in the order of the rows."
-    conditions = read_where(where, self.columns)
-    rows = self.rows_where(conditions) if conditions else None
+    rows = None
+    if where is not None:
+        conditions = read_where(where, self.columns)
+        rows = self.rows_where(conditions) if conditions else None
     if len(vectors) < 16:
         return [self._search_one(vector, top_k, rows) for vector in vectors]
     blocks = (vectors[start:start + 128] for start in range(0, len(vectors), 128))

@@ -162,6 +162,19 @@ def _count_at_least(scores, thresholds):
     return len(high)-np.searchsorted(high, thresholds)
 
 
+def _at_least_right(block, right, counts):
+    "For each right answer, the number of scores of its query that are at least as high."
+    thresholds = np.split(right, counts.cumsum()[:-1])
+    return np.concatenate([_count_at_least(*pair) for pair in zip(block, thresholds)])
+
+
+def _at_least_best(block, right, counts):
+    "For each right answer, the number of scores that are at least as high as the best right answer of its query."
+    best, answered = np.full(len(block), np.inf, np.float32), counts > 0
+    best[answered] = np.maximum.reduceat(right, (counts.cumsum()-counts)[answered])
+    return np.repeat(block.shape[1]-np.count_nonzero(block < best[:, None], axis=1), counts)
+
+
 def _first_results(scores, relevant, k):
     "Columns of the k highest scores in each row, best first; ties go against the right answers, then by column."
     thresholds = torch.topk(torch.from_numpy(scores), k, dim=1).values[:, -1].numpy()
@@ -190,24 +203,29 @@ def rank_relevant(
     relevant: Sequence,  # N arrays: the distinct gallery rows that are right for each query; may be empty
     gains: Sequence | None = None,  # N arrays: how relevant each of them is, above 0; None: all 1
     top_k: int = 0,  # number of results to return for each query, at most M
+    best_only: bool = False,  # rank only the best right answer of each query: enough for hit rate, MRR and rank
     block_size: int = 512,  # queries per matrix product; its scores take block_size * M * 4 bytes
 ) -> Ranking:
     "Rank all right answers among the gallery; ties count against them. Raises InputError for lists that do not fit."
     queries, gallery = np.asarray(query_embeds, np.float32), np.asarray(gallery_embeds, np.float32)
     columns, counts = _flatten_relevant(relevant, len(queries), len(gallery))
     flat_gains = _flatten_gains(gains, counts)
-    starts = np.concatenate([[0], counts.cumsum()]).tolist()
+    query, ends = np.repeat(np.arange(len(counts)), counts), counts.cumsum()
+    count_at_least = _at_least_best if best_only else _at_least_right
     scores, at_least = np.empty(len(columns), np.float32), np.empty(len(columns), np.int64)
     top = np.empty((len(queries), min(top_k, len(gallery))), np.int64)
     for start in range(0, len(queries), block_size):
         block = queries[start:start+block_size] @ gallery.T
-        for i, row in enumerate(block, start):
-            own = slice(starts[i], starts[i+1])
-            scores[own] = row[columns[own]]
-            at_least[own] = _count_at_least(row, scores[own])
+        rows = slice(start, start+len(block))
+        own = slice(ends[start]-counts[start], ends[rows][-1])
+        scores[own] = block[query[own]-start, columns[own]]
+        at_least[own] = count_at_least(block, scores[own], counts[rows])
         if top.size:
-            top[start:start+block_size] = _first_results(block, relevant[start:start+block_size], top.shape[1])
-    ranks, sorted_gains = _ranks(np.repeat(np.arange(len(counts)), counts), scores, flat_gains, at_least)
+            top[rows] = _first_results(block, relevant[rows], top.shape[1])
+    ranks, sorted_gains = _ranks(query, scores, flat_gains, at_least)
+    if best_only:
+        first, counts = (ends-counts)[counts > 0], (counts > 0).astype(np.int64)
+        ranks, sorted_gains = ranks[first], sorted_gains[first]
     return Ranking(ranks, counts, sorted_gains, top)
 
 # %% ../nbs/41_metrics.ipynb #4a71c0e7
@@ -297,5 +315,6 @@ def measure(
     image_embeds = embed_images(inference, processor, gallery.images, progress=False, rows=gallery.rows)
     text_embeds = embed_texts(inference, processor, gallery.tokens)
     metrics = batch_metrics(inference.full, image_embeds, text_embeds, gallery.groups, batch_size)
-    metrics |= retrieval_metrics(text_embeds, image_embeds, relevant_rows(gallery.groups))
+    ranking = rank_relevant(text_embeds, image_embeds, relevant_rows(gallery.groups), best_only=True)
+    metrics |= mean_metrics(query_metrics(ranking))
     return {name: metrics[name] for name in METRICS}
