@@ -72,7 +72,8 @@ def _add_settings(parser: ArgumentParser) -> None:
     for name, default in vars(TrainConfig()).items():
         option, about = '--'+name.replace('_', '-'), helps[name].replace('%', '%%')
         if isinstance(default, bool):
-            parser.add_argument(f'--no-{name}', dest=name, action='store_false', default=SUPPRESS, help=f'off: {about}')
+            parser.add_argument(f'--no-{name}', dest=name, action='store_false', default=SUPPRESS,
+                                help=f'turn off: {about}')
         elif isinstance(default, dict):
             shown = ' '.join(f'{kind}={weight}' for kind, weight in default.items())
             parser.add_argument(option, type=_weight, nargs='+', metavar='KIND=WEIGHT', default=SUPPRESS,
