@@ -83,12 +83,12 @@ def test_older_layout(tmp_path):
     (b'\n\na,b\n1,2\n', 'first row is blank'),
     (b'a,b,a\n1,2,3\n', "same name: 'a'"),
     (b'a,b\n1,2\n1,2,3\n', 'row 3 has 3 fields'),
-    (b'a,b\n1,2\n3,"open\n4,5\n', 'row 3: a quote'),
-    (b'a,b\n1,"open\n' + b'x,"y"\n'*3, 'row 2: a quote'),
-    (b'a,b\n1,"' + b'x'*200_000, 'row 2: a quote'),
-    (b'PK\x03\x04\x00\x00', 'not a text table'),
-    ('a,b\n1,2\n'.encode('utf-16-le'), 'not a text table'),
-    (b'a,b\n1,\x81\n', 'line 2 is not UTF-8, nor'),
+    (b'a,b\n1,2\n3,"open\n4,5\n', 'row 3: a quoted'),
+    (b'a,b\n1,"open\n' + b'x,"y"\n'*3, 'row 2: a quoted'),
+    (b'a,b\n1,"' + b'x'*200_000, 'row 2: a quoted'),
+    (b'PK\x03\x04\x00\x00', 'not a text file'),
+    ('a,b\n1,2\n'.encode('utf-16-le'), 'not a text file'),
+    (b'a,b\n1,\x81\n', 'line 2 is not UTF-8 or'),
 ])
 def test_a_table_that_cannot_be_read(tmp_path, content, message):
     path = tmp_path/'data.csv'
@@ -145,7 +145,8 @@ def test_duplicates_and_placeholders(catalogue):
     kept, rejects = clean_products(products, catalogue/'data')
     assert rejects['row'].tolist() == list(range(22, 30))
     assert rejects['reason'].tolist() == [
-        'duplicate row', 'duplicate image name', *['description says nothing']*3, *['display name says nothing']*2,
+        'duplicate row', 'duplicate image name', *['description is empty or a placeholder']*3,
+        *['display name is empty or a placeholder']*2,
         'duplicate row',
     ]
     assert rejects['description'][3] == '<b>NA</b>'  # as in the table
@@ -154,7 +155,7 @@ def test_duplicates_and_placeholders(catalogue):
 
 def test_a_good_row_is_not_lost_to_a_bad_one_with_its_image(catalogue):
     (catalogue/'data.csv').write_text(HEADER + '1.jpg,-,Cap,Hats\n1.jpg,warm wool,Cap,Hats\n')
-    assert reasons(catalogue) == {'1.jpg': 'description says nothing'}
+    assert reasons(catalogue) == {'1.jpg': 'description is empty or a placeholder'}
 
 
 def test_full_text_without_a_category(catalogue):
@@ -195,7 +196,7 @@ def test_zero_usable_rows_say_why_and_keep_the_old_split(catalogue, tmp_path):
     preprocess(paths)
     before = snapshot(paths.split)
     (catalogue/'data.csv').write_text(HEADER + '1.jpg,-,A,Hats\n2.jpg,NA,B,Hats\n404.jpg,good text,C,Hats\n')
-    message = r'None of the 3 rows can be used: description says nothing \(2\), image is missing \(1\)'
+    message = r'None of the 3 rows is usable: description is empty or a placeholder \(2\), image is missing \(1\)'
     with pytest.raises(InputError, match=message):
         preprocess(paths)
     assert len(read_table(paths.rejects_csv)) == 3 and snapshot(paths.split) == before
@@ -259,7 +260,7 @@ def test_split_of_very_few():
 
 
 @pytest.mark.parametrize('main, args, message', [
-    (get_data_main, ['--source', 'nowhere'], "There is no source 'nowhere'"),
+    (get_data_main, ['--source', 'nowhere'], "Unknown source 'nowhere'"),
     (get_data_main, ['--limit', '0'], 'at least 1'),
     (get_data_main, ['--limit', 'many'], '--limit: must be a non-negative integer'),
     (get_data_main, ['--seed', '-1'], '--seed: must be a non-negative integer'),
