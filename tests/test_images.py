@@ -29,7 +29,7 @@ def test_names_that_leave_the_folder(catalogue, name):
 def test_missing_names_and_folders_and_endless_names(catalogue):
     add_rows(catalogue, '404.jpg,some text,A,Hats', '.,some other text,B,Hats', f'{"x"*5000},more text,C,Hats',
              ',text again,D,Hats')
-    assert list(reasons(catalogue).values()) == ['image is missing']*3 + ['no image is named']
+    assert list(reasons(catalogue).values()) == ['image is missing']*3 + ['image name is empty']
 
 
 def test_symlink_that_leaves_the_folder(catalogue, tmp_path):
@@ -89,7 +89,7 @@ def test_bad_images_are_rejected_each_with_its_reason(catalogue):
     assert found['huge.png'].startswith('image is too large')
     assert found['large.png'] == 'image is too large: 12000 x 8400 pixels, over 100,000,000'
     for name in ('text.jpg', 'tiff.jpg', 'empty.jpg'):
-        assert found[name] == 'not an image: none of JPEG, PNG, WEBP, GIF, BMP'
+        assert found[name] == 'not an image: supported formats are JPEG, PNG, WEBP, GIF, BMP'
     for name in ('truncated.jpg', 'cut.png', 'flipped.png'):
         assert found[name].startswith('image cannot be decoded: ')
     assert snapshot(catalogue) == before
