@@ -116,19 +116,19 @@ def _pixel_id(image: Image.Image) -> str:
     return blake2b(image.tobytes(), digest_size=8, salt=salt).hexdigest()
 
 
+def _check_image(name: str, image_dir: str) -> tuple[str, str]:
+    "Return (pixel ID, problem); one of the two is empty."
+    problem = image_problem(image_dir, name)
+    if problem:
+        return '', problem
+    try:
+        return _pixel_id(open_image(os.path.join(image_dir, name))), ''
+    except ImageError as error:
+        return '', error.reason
+
+
 def _check_chunk(names: list[str], image_dir: str) -> list[tuple[str, str]]:
-    "Return (pixel ID, problem) for each name; one of the two is empty."
-    results = []
-    for name in names:
-        problem = image_problem(image_dir, name)
-        pixel_id = ''
-        if not problem:
-            try:
-                pixel_id = _pixel_id(open_image(os.path.join(image_dir, name)))
-            except ImageError as error:
-                problem = error.reason
-        results.append((pixel_id, problem))
-    return results
+    return [_check_image(name, image_dir) for name in names]
 
 # %% ../nbs/01_images.ipynb #e7cee13c
 def check_images(
