@@ -73,7 +73,7 @@ def _rename_columns(table: pd.DataFrame, columns: dict[str, str], path: Path) ->
     "Give columns their standard names; another column that already has such a name becomes 'original ...'."
     wrong = [own for own in columns.values() if own not in table]
     if wrong:
-        raise InputError(f'Cannot read {path}: there is no column {_quoted(wrong)}; the table has {_quoted(table)}.')
+        raise InputError(f'Cannot read {path}: no column {_quoted(wrong)}; the table has {_quoted(table)}.')
     new = pd.DataFrame({standard: table[own] for standard, own in columns.items()})
     rest = table.drop(columns=list(set(columns.values())))
     return pd.concat([new, rest.rename(columns={name: f'original {name}' for name in columns})], axis=1)
