@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .cleaning import as_texts, clean_text, full_text, is_placeholder
+from .cleaning import as_texts, clean_text, full_text, is_placeholder, normalize_text
 from clip_ft.core import (
     InputError, Paths, atomic_write, command_parser, console_script, new_figure, non_negative_int,
 )
@@ -32,7 +32,7 @@ TABLE_NAMES = ('data.csv', 'products.csv', 'styles.csv')
 
 def find_table(
     folder: str | Path,  # folder of a catalogue
-) -> Path:  # data.csv, products.csv or styles.csv, or else the only CSV file
+) -> Path:  # data.csv, products.csv or styles.csv; otherwise the only CSV file
     "Find the table of a catalogue. Raises InputError if there is none, or several equally plausible ones."
     folder = Path(folder)
     if not folder.is_dir():
@@ -44,13 +44,13 @@ def find_table(
     if len(tables) == 1:
         return tables[0]
     found = f'several tables, {", ".join(table.name for table in tables)}' if tables else 'no CSV file'
-    raise InputError(f'Cannot find a table in {folder}: it holds {found}; name the table data.csv.')
+    raise InputError(f'Cannot find a table in {folder}: it contains {found}; name the table data.csv.')
 
 # %% ../nbs/10_data.ipynb #2b9f4c05
 def product_ids(
     products: pd.DataFrame,  # N products with a column image
 ) -> pd.Series:  # N IDs, str
-    "Return the IDs that other files use for the products."
+    "Return the IDs of products."
     return as_texts(products['image']).str.replace(r'^.*/|\.[^.]*$', '', regex=True)
 
 # %% ../nbs/10_data.ipynb #3d98ad29
@@ -70,10 +70,10 @@ def _from_older_layout(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _rename_columns(table: pd.DataFrame, columns: dict[str, str], path: Path) -> pd.DataFrame:
-    "Copy columns to standard names; a column that has such a name already is kept as 'original ...'."
+    "Give columns their standard names; another column that already has such a name becomes 'original ...'."
     wrong = [own for own in columns.values() if own not in table]
     if wrong:
-        raise InputError(f'Cannot read {path}: there is no column {_quoted(wrong)}; the table has {_quoted(table)}.')
+        raise InputError(f'Cannot read {path}: no column {_quoted(wrong)}; the table has {_quoted(table)}.')
     new = pd.DataFrame({standard: table[own] for standard, own in columns.items()})
     rest = table.drop(columns=list(set(columns.values())))
     return pd.concat([new, rest.rename(columns={name: f'original {name}' for name in columns})], axis=1)
@@ -86,14 +86,14 @@ def _quoted(names: Iterable[str]) -> str:
 def read_products(
     folder: str | Path,  # folder of the catalogue, or its CSV file
     columns: dict[str, str] | None = None,  # standard name to the name in the table, such as {'image': 'file'}
-) -> pd.DataFrame:  # one row per product, all values str; the four standard columns first
+) -> pd.DataFrame:  # one row per product; all values are str; the four standard columns first
     "Read the table of a catalogue. Raises InputError if it cannot be read or lacks a standard column."
     path = Path(folder) if Path(folder).is_file() else find_table(folder)
     products = _rename_columns(_from_older_layout(read_table(path)), columns or {}, path)
     missing = [name for name in STANDARD_COLUMNS if name not in products]
     if missing:
         raise InputError(f'Cannot read {path}: no column {_quoted(missing)}; the table has {_quoted(products)}; '
-                         f'say which of yours to use with columns={{{missing[0]!r}: ...}}, '
+                         f'name the corresponding column with columns={{{missing[0]!r}: ...}}, '
                          f'or --columns {missing[0]!r}=... on the command line.')
     products['image'] = products['image'].str.strip()
     styles = path.with_name('styles.csv')
@@ -103,7 +103,7 @@ def read_products(
 
 
 def _add_attributes(products: pd.DataFrame, styles: pd.DataFrame) -> pd.DataFrame:
-    "Add the columns of a second table that identifies products by id."
+    "Add the columns of a second table, joined by the product IDs in its column id."
     if 'id' not in styles:
         return products
     new = styles.columns.difference(products.columns, sort=False).difference(['id'], sort=False)
@@ -113,9 +113,9 @@ def _add_attributes(products: pd.DataFrame, styles: pd.DataFrame) -> pd.DataFram
 # %% ../nbs/10_data.ipynb #ceb41aa5
 def image_folder(
     folder: str | Path,  # folder of the catalogue
-    products: pd.DataFrame | None = None,  # its table; by default it is read from the folder
-) -> Path:  # folder that the names in the column image start from
-    "Find the folder that holds most of the images. Raises InputError if no image is found."
+    products: pd.DataFrame | None = None,  # table of the catalogue; None: read it from the folder
+) -> Path:  # folder to which the names in the column image are relative
+    "Find the folder with most of the images. Raises InputError if no image is found."
     folder = Path(folder)
     if products is None:
         products = read_products(folder)
@@ -127,15 +127,15 @@ def image_folder(
     counts = [sum(os.path.isfile(candidate/name) for name in sample) for candidate in candidates]
     if not any(counts):
         examples = ', '.join(names[:3]) or '(no name)'
-        raise InputError(f'Cannot find the images: {folder} holds none of those in the table, such as {examples}.')
+        raise InputError(f'Cannot find the images: {folder} contains none of those in the table, such as {examples}.')
     return candidates[int(np.argmax(counts))]
 
 
 def image_paths(
     products: pd.DataFrame,  # products with a column image
-    image_dir: str | Path,  # folder that the names start from
+    image_dir: str | Path,  # folder of the images
 ) -> list[Path]:
-    "Return the path of each product's image."
+    "Return the path of the image of each product."
     return [Path(image_dir)/name for name in products['image']]
 
 # %% ../nbs/10_data.ipynb #dbafa688
@@ -143,8 +143,8 @@ SOURCE_FILE = 'source.json'
 
 def read_source(
     paths: Paths,  # the project
-) -> dict | None:  # 'source', 'folder' (None: incomplete), and what else was asked for; None if there is no record
-    "Read where the project's catalogue came from. Raises InputError if the record is damaged."
+) -> dict | None:  # 'source', 'folder' (None: incomplete) and further arguments of get_data; None if there is no record
+    "Read the source of the project's catalogue. Raises InputError if the record is damaged."
     path = paths.extracted/SOURCE_FILE
     if not path.exists():
         return None
@@ -159,9 +159,9 @@ def read_source(
 
 def write_source(
     paths: Paths,  # the project
-    record: dict,  # 'source', 'folder' (relative to paths.extracted, or absolute), and what else was asked for
+    record: dict,  # 'source', 'folder' (relative to paths.extracted, or absolute) and further arguments of get_data
 ) -> None:
-    "Record where the project's catalogue came from."
+    "Record the source of the project's catalogue."
     with atomic_write(paths.extracted/SOURCE_FILE) as temporary:
         temporary.write_text(json.dumps(record, indent=1))
 
@@ -172,7 +172,7 @@ def catalogue_folder(
     "Return the folder of the project's catalogue. Raises InputError if there is none yet."
     record = read_source(paths)
     if record is None or record['folder'] is None:
-        raise InputError(f'There is no catalogue yet in {paths.root}; run clip_ft_get_data (or get_data) first.')
+        raise InputError(f'No catalogue in {paths.root}; run clip_ft_get_data (or get_data) first.')
     folder = paths.extracted/record['folder']
     if not folder.is_dir():
         raise InputError(f'The catalogue is no longer in {folder}; delete {paths.extracted} and get the data again.')
@@ -182,9 +182,9 @@ def catalogue_folder(
 def clean_products(
     products: pd.DataFrame,  # N products, from read_products
     image_dir: str | Path,  # folder of the images, from image_folder
-    workers: int | None = None,  # number of threads or processes that decode images, as for worker_pool
+    workers: int | None = None,  # number of threads or processes that decode images; None: one per core
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # kept: cleaned, with full_text and pixel_id; rejects: with row and reason
-    "Separate usable rows from rejected ones; every row is in exactly one of the two tables."
+    "Separate usable rows from unusable ones; each row is in exactly one of the two tables."
     products = products.reset_index(drop=True)
     clean = products.assign(image=as_texts(products['image']).str.strip().astype(str))
     for column in ('description', 'display name', 'category'):
@@ -192,8 +192,8 @@ def clean_products(
     clean['category'] = clean['category'].where(~is_placeholder(clean['category']), '')
 
     reason = pd.Series('', products.index, dtype=str)
-    reason[is_placeholder(clean['description'])] = 'description says nothing'
-    reason[is_placeholder(clean['display name'])] = 'display name says nothing'
+    reason[is_placeholder(clean['description'])] = 'description is empty or a placeholder'
+    reason[is_placeholder(clean['display name'])] = 'display name is empty or a placeholder'
     reason[products.duplicated()] = 'duplicate row'
     names = clean.loc[(reason == '') & (clean['image'] != ''), 'image']
     reason[names.index[names.duplicated()]] = 'duplicate image name'
@@ -208,8 +208,8 @@ def clean_products(
 # %% ../nbs/10_data.ipynb #7c93d9f9
 def duplicate_groups(
     products: pd.DataFrame,  # N products, from clean_products
-) -> np.ndarray:  # int64 [N]: group numbers from 0; equal for duplicates, direct or through others
-    "Group products that share their display name, description or pixels, ignoring case and white space."
+) -> np.ndarray:  # int64 [N]: group number of each product, from 0
+    "Number the groups of products that share display names, descriptions or pixels, ignoring case and white space."
     columns = products.columns.intersection(['display name', 'description', 'pixel_id'])
     keys = [_text_codes(products[column]) for column in columns]
     labels = np.arange(len(products))
@@ -226,8 +226,8 @@ def duplicate_groups(
 
 
 def _text_codes(texts: pd.Series) -> np.ndarray:
-    "Number texts from 0, equal ones alike; each empty text gets a number of its own, from N."
-    texts = as_texts(texts).map(lambda text: ' '.join(text.split()).casefold())
+    "Encode equal texts as equal numbers, except for empty texts, each of which gets its own number, from N."
+    texts = normalize_text(texts)
     codes = pd.factorize(texts)[0]
     return np.where(texts == '', len(codes) + np.arange(len(codes)), codes)
 
@@ -235,21 +235,21 @@ def _text_codes(texts: pd.Series) -> np.ndarray:
 def _choose_groups(
     category: np.ndarray,  # int [G]: category of each group
     sizes: np.ndarray,  # int [G]: number of rows of each group
-    forced: np.ndarray,  # bool [G]: groups that are moved to the test set in any case
+    forced: np.ndarray,  # bool [G]: groups that must be in the test set
     test_size: float,
     seed: int,
 ) -> np.ndarray:  # bool [G]: True for the groups of the test set
     rows_of_category = np.bincount(category, weights=sizes)
     shuffled = np.random.default_rng(seed).permutation(len(sizes))
     in_test = np.zeros(len(sizes), bool)
-    current, owed = -1, 0.0
+    current, remaining = -1, 0.0  # category, and number of rows that it still adds to the test set
     for group in np.lexsort((shuffled, ~forced, category)):
         if category[group] != current:
             current = category[group]
-            owed = max(0.0, owed) + test_size*rows_of_category[current]
-        if forced[group] or sizes[group] <= owed + 1e-9:
+            remaining = max(0.0, remaining) + test_size*rows_of_category[current]
+        if forced[group] or sizes[group] <= remaining + 1e-9:
             in_test[group] = True
-            owed -= sizes[group]
+            remaining -= sizes[group]
     return in_test
 
 # %% ../nbs/10_data.ipynb #60e3ff72
@@ -258,20 +258,20 @@ def split_products(
     test_size: float = 0.1,  # share of the rows in the test set, between 0 and 1
     seed: int = 42,  # the same seed gives the same split
     keep_out: Collection[str] = (),  # IDs of products that must not be in the training set
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # training and test set, rows in their old order
-    "Split products so that duplicates are on one side and each category keeps its share."
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # training and test set; rows keep their order
+    "Split products, keeping duplicates together and the shares of the categories."
     if not 0 < test_size < 1:
         raise InputError(f'The test size must be between 0 and 1, not {test_size}.')
     groups = duplicate_groups(products)
     _, first, sizes = np.unique(groups, return_index=True, return_counts=True)
     if len(sizes) < 2:
-        raise InputError(f'These {len(products)} products cannot be split: all are duplicates of each other.')
+        raise InputError(f'Cannot split {len(products)} products: all are duplicates of each other.')
     category = pd.factorize(as_texts(products['category']), sort=True)[0][first]
     forced = np.zeros(len(sizes), bool)
     forced[groups[product_ids(products).isin(set(keep_out))]] = True
     in_test = _choose_groups(category, sizes, forced, test_size, seed)
     if in_test.all() and forced.any():
-        raise InputError('No product is left to train on: all are kept out of training, or are duplicates of those.')
+        raise InputError('No product is left to train on: each is kept out of training or a duplicate of one that is.')
     if in_test.all() or not in_test.any():
         smallest = np.argmin(sizes)
         in_test[smallest] = not in_test[smallest]
@@ -282,8 +282,8 @@ def split_products(
 def summarize(
     kept: pd.DataFrame,  # from clean_products
     rejects: pd.DataFrame,  # from clean_products
-) -> pd.DataFrame:  # one row per outcome, 'kept' first, then reasons by frequency; columns rows and share
-    "Count the kept rows, and the rejected ones by reason."
+) -> pd.DataFrame:  # index: 'kept', then reasons by frequency; columns: rows and share
+    "Count the kept rows, and the rejected rows by reason."
     reasons = rejects['reason'].str.replace(r':.*', '', regex=True).value_counts()
     rows = pd.concat([pd.Series({'kept': len(kept)}), reasons]).astype(int)
     return pd.DataFrame({'rows': rows, 'share': (rows/max(1, rows.sum())).map('{:.1%}'.format)})
@@ -291,8 +291,8 @@ def summarize(
 # %% ../nbs/10_data.ipynb #f205d833
 def plot_summary(
     products: pd.DataFrame,  # from clean_products
-) -> Any:  # bars of categories and, if the table has them, colours; histogram of words per text
-    "Plot what a catalogue contains."
+) -> Any:  # figure: bars of categories and, if available, colours; histogram of words per text
+    "Plot the distribution of categories, colours and text lengths."
     colours = [name for name in ('colour', 'baseColour', 'color') if name in products][:1]
     counted = ['category', *colours]
     figure = new_figure(figsize=(2.4*(len(counted) + 1), 3.2), layout='constrained')
@@ -310,14 +310,14 @@ def plot_summary(
 
 # %% ../nbs/10_data.ipynb #7d374a64
 def preprocess(
-    paths: Paths,  # project with a catalogue from get_data
+    paths: Paths,  # the project, after get_data
     columns: dict[str, str] | None = None,  # standard name to the name in the table, such as {'image': 'file'}
     test_size: float = 0.1,  # share of the rows in the test set, between 0 and 1
     seed: int = 42,  # seed of the split
     keep_out: str | Path | None = None,  # file for read_judgments; its products are kept out of training
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # training and test set
-    "Read, clean and split the project's catalogue, write the three tables and print a summary."
-    if not 0 < test_size < 1:
+    "Read, clean and split the catalogue, write the three tables and print a summary."
+    if not 0 < test_size < 1:  # checked before the images are decoded
         raise InputError(f'The test size must be between 0 and 1, not {test_size}.')
     ids = {product for gains in read_judgments(keep_out).values() for product in gains} if keep_out else set()
     folder = catalogue_folder(paths)
@@ -327,7 +327,7 @@ def preprocess(
     summary = summarize(kept, rejects)
     if len(kept) == 0:
         reasons = ', '.join(f'{reason} ({count:,})' for reason, count in summary['rows'][1:].items())
-        raise InputError(f'None of the {len(products):,} rows can be used: {reasons}; see {paths.rejects_csv}.')
+        raise InputError(f'None of the {len(products):,} rows is usable: {reasons}; see {paths.rejects_csv}.')
     train, test = split_products(kept, test_size, seed, ids)
     write_table(train, paths.train_csv)
     write_table(test, paths.test_csv)
@@ -342,20 +342,20 @@ def preprocess(
 # %% ../nbs/10_data.ipynb #aa07bb6f
 def load_split(
     paths: Paths,  # the project
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # training and test set, as preprocess returned them
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # training and test set, as returned by preprocess
     "Read the training and the test set. Raises InputError if preprocess has not been run."
     for path in (paths.train_csv, paths.test_csv):
         if not path.is_file():
-            raise InputError(f'There is no {path} yet; run clip_ft_preprocess (or preprocess) first.')
+            raise InputError(f'{path} does not exist; run clip_ft_preprocess (or preprocess) first.')
     return read_table(paths.train_csv), read_table(paths.test_csv)
 
 # %% ../nbs/10_data.ipynb #4ea1d3cd
 def add_columns_option(
     parser: ArgumentParser,
 ) -> None:
-    "Add the option --columns; the parsed value is a list of (standard name, own name)."
+    "Add the option --columns; its value is a list of pairs (standard name, own name)."
     parser.add_argument('--columns', nargs='+', type=_column_pair, default=[], metavar='STANDARD=YOURS',
-                        help='names in your own table, such as image=file "display name=title"')
+                        help='column names of your table, such as image=file "display name=title"')
 
 
 def _column_pair(text: str) -> tuple[str, str]:
@@ -373,7 +373,7 @@ def preprocess_main(argv: list[str] | None = None) -> None:
     parser.add_argument('--test-size', type=float, default=0.1, help='share of the rows in the test set')
     parser.add_argument('--seed', type=non_negative_int, default=42, help='seed of the split')
     parser.add_argument('--keep-out', metavar='FILE',
-                        help='JSON file {query: {product ID: 1}}: keep these products out of the training set')
+                        help='JSON file {query: {product ID: gain}}: keep these products out of the training set')
     args = parser.parse_args(argv)
     paths = Paths(args.root)
     preprocess(paths, dict(args.columns), args.test_size, args.seed, args.keep_out)

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from .cleaning import normalize_text
 from .dataset import PixelCache
 from .evaluation import Evaluation, bootstrap, interval, same_queries
 from .images import IMAGE_FORMATS
@@ -144,7 +145,7 @@ def leaks(
     for column in ('image', 'pixel_id', 'display name', 'description'):
         if column not in train_products or column not in test_products:
             continue
-        train, test = (_normalized(products[column]) for products in (train_products, test_products))
+        train, test = (normalize_text(products[column]) for products in (train_products, test_products))
         shared = (test.isin(set(train)) & (test != '')).to_numpy()
         examples = test_products['image'][shared]
         rows.append({'column': column, 'n': int(shared.sum()), 'share': shared.sum() / max(1, len(shared)),
@@ -155,8 +156,3 @@ def leaks(
         warnings.warn(f'Of {len(test_products):,} test products some are also in the training set ({counts}): '
                       'the metrics are too high.', stacklevel=2)
     return table
-
-
-def _normalized(texts):
-    "Texts without differences of case and white space."
-    return texts.astype(str).str.split().str.join(' ').str.casefold()

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from .cleaning import clean_text, is_placeholder
+from .cleaning import clean_text, is_placeholder, normalize_text
 from .core import InputError, Paths
 from .data import catalogue_folder, duplicate_groups, image_folder, load_split, product_ids
 from .encode import embed_texts
@@ -72,14 +72,9 @@ def _relevant_products(products, judgments):
 
 def _are_display_names(products, judgments, relevant):
     "Whether most queries are the display names of their right products."
-    queries = np.repeat(np.array(list(judgments), dtype=object), [len(rows) for rows in relevant])
+    queries = pd.Series(list(judgments)).repeat([len(rows) for rows in relevant])
     names = products['display name'].iloc[np.concatenate(relevant)]
-    return bool((_normalized(queries) == _normalized(names)).mean() > .5)
-
-
-def _normalized(texts):
-    "Texts without differences of case and white space."
-    return pd.Series(list(texts), dtype=object).str.split().str.join(' ').str.casefold()
+    return bool((normalize_text(queries).to_numpy() == normalize_text(names).to_numpy()).mean() > .5)
 
 # %% ../nbs/54_kagl.ipynb #9534e11c
 def _metrics_per_query(ranking, listed, are_names):

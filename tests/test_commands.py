@@ -1,4 +1,4 @@
-"The six commands, each in a process of its own, and what Ctrl-C leaves behind."
+"The six commands, each in its own process, and interruption by Ctrl-C."
 import re
 import shutil
 import signal
@@ -83,7 +83,7 @@ def test_embeddings_of_another_model_are_refused(shop):
     (embed_main, [], 'clip_ft_preprocess'),
     (search_main, ['jeans'], 'clip_ft_embed'),
 ])
-def test_too_early_or_wrong_is_one_line(tmp_path, run, main, args, message):
+def test_missing_prerequisite_is_reported_in_one_line(tmp_path, run, main, args, message):
     assert message in run(main, '--root', tmp_path, *args, refused=True)
     assert not any(path.is_file() for path in tmp_path.rglob('*'))
 
@@ -97,14 +97,14 @@ def test_help_explains_every_option(run, main):
         assert len(re.sub(r'\(default: .*|[A-Z_]+', '', rest).split()) >= 2, f'{name} is not explained'
 
 
-def test_a_process_gives_the_same_line_and_code(tmp_path):
+def test_error_line_and_exit_code_of_a_process(tmp_path):
     _, err = command('clip_ft_search', 'jeans', '--root', tmp_path, '--top-k', '0', code=2)
     assert err == 'error: --top-k must be at least 1, not 0.\n'
     assert 'text to search for' in command('clip_ft_search', '--help')[0]
 
 
 def test_ctrl_c_keeps_the_best_model(copied_shop):
-    "Interrupted while it trains: exit code 130, one line, and a checkpoint that loads."
+    "Training that is interrupted exits with code 130 and leaves a checkpoint that can be loaded."
     paths = Paths(copied_shop)
     shutil.rmtree(paths.checkpoints)
     process = start('clip_ft_train', '--root', paths.root, '--model', 'tiny', '--epochs', 500, '--patience', 500,

@@ -1,4 +1,4 @@
-"The public names, atomic writes, console scripts and worker processes."
+"Atomic writes, console scripts and worker processes."
 
 import os
 import signal
@@ -36,10 +36,10 @@ def test_atomic_write_from_many_threads(tmp_path):
         with atomic_write(tmp_path/'a.txt') as temporary:
             temporary.write_text(str(i)*1000)
     threads = [threading.Thread(target=write, args=(i,)) for i in range(8)]
-    for o in threads:
-        o.start()
-    for o in threads:
-        o.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert len(set((tmp_path/'a.txt').read_text())) == 1 and len(snapshot(tmp_path)) == 1
 
 
@@ -68,7 +68,7 @@ def test_console_script_lets_bugs_through():
 
 @pytest.fixture
 def four_cores():
-    "A machine with four cores, on which two images are enough to start processes."
+    "Simulate four cores, and start processes for two images or more."
     if sys.platform != 'linux':
         pytest.skip('only Linux forks')
     with patch.object(core, 'PROCESS_THRESHOLD', 1), patch.object(os, 'sched_getaffinity', lambda _: range(4)):
@@ -76,7 +76,7 @@ def four_cores():
 
 
 @pytest.mark.usefixtures('four_cores')
-def test_processes_decode_as_threads_do(catalogue, tmp_path):
+def test_processes_and_threads_give_equal_results(catalogue, tmp_path):
     image_dir = catalogue/'data'
     (image_dir/'5.jpg').write_bytes(b'<html>404</html>')
     names = [f'{i}.jpg' for i in range(21)]  # 5.jpg is not an image, 20.jpg is missing
@@ -98,6 +98,7 @@ def test_processes_decode_as_threads_do(catalogue, tmp_path):
     assert checked['problem'][5].startswith('not an image') and checked['problem'][20] == 'image is missing'
     for array in (pixels, cached, expected_cached):
         assert np.array_equal(array, expected_pixels)
+
 
 ENDLESS = """
 import os, signal, sys

@@ -1,4 +1,4 @@
-"Tables of every kind, cleaning, duplicates and the split: one clear error, or a correct result."
+"Reading tables, cleaning, duplicates and the split: a clear error or the right result."
 
 import time
 
@@ -83,14 +83,14 @@ def test_older_layout(tmp_path):
     (b'\n\na,b\n1,2\n', 'first row is blank'),
     (b'a,b,a\n1,2,3\n', "same name: 'a'"),
     (b'a,b\n1,2\n1,2,3\n', 'row 3 has 3 fields'),
-    (b'a,b\n1,2\n3,"open\n4,5\n', 'row 3: a quote'),
-    (b'a,b\n1,"open\n' + b'x,"y"\n'*3, 'row 2: a quote'),
-    (b'a,b\n1,"' + b'x'*200_000, 'row 2: a quote'),
-    (b'PK\x03\x04\x00\x00', 'not a text table'),
-    ('a,b\n1,2\n'.encode('utf-16-le'), 'not a text table'),
-    (b'a,b\n1,\x81\n', 'line 2 is not UTF-8, nor'),
+    (b'a,b\n1,2\n3,"open\n4,5\n', 'row 3: a quoted'),
+    (b'a,b\n1,"open\n' + b'x,"y"\n'*3, 'row 2: a quoted'),
+    (b'a,b\n1,"' + b'x'*200_000, 'row 2: a quoted'),
+    (b'PK\x03\x04\x00\x00', 'not a text file'),
+    ('a,b\n1,2\n'.encode('utf-16-le'), 'not a text file'),
+    (b'a,b\n1,\x81\n', 'line 2 is not UTF-8 or'),
 ])
-def test_a_table_that_cannot_be_read(tmp_path, content, message):
+def test_unreadable_tables(tmp_path, content, message):
     path = tmp_path/'data.csv'
     path.write_bytes(content)
     with pytest.raises(InputError, match=message) as error:
@@ -124,7 +124,7 @@ def test_any_text_survives_a_round_trip(tmp_path):
     pd.testing.assert_frame_equal(read_table(tmp_path/'t.csv'), table)
 
 
-def test_which_table(tmp_path):
+def test_find_table(tmp_path):
     with pytest.raises(InputError, match='no CSV file'):
         find_table(tmp_path)
     (tmp_path/'b.csv').touch()
@@ -145,16 +145,17 @@ def test_duplicates_and_placeholders(catalogue):
     kept, rejects = clean_products(products, catalogue/'data')
     assert rejects['row'].tolist() == list(range(22, 30))
     assert rejects['reason'].tolist() == [
-        'duplicate row', 'duplicate image name', *['description says nothing']*3, *['display name says nothing']*2,
+        'duplicate row', 'duplicate image name', *['description is empty or a placeholder']*3,
+        *['display name is empty or a placeholder']*2,
         'duplicate row',
     ]
     assert rejects['description'][3] == '<b>NA</b>'  # as in the table
     assert list(rejects) == [*products.columns, 'row', 'reason'] and len(kept) == 20
 
 
-def test_a_good_row_is_not_lost_to_a_bad_one_with_its_image(catalogue):
+def test_rejected_row_does_not_make_a_later_row_a_duplicate(catalogue):
     (catalogue/'data.csv').write_text(HEADER + '1.jpg,-,Cap,Hats\n1.jpg,warm wool,Cap,Hats\n')
-    assert reasons(catalogue) == {'1.jpg': 'description says nothing'}
+    assert reasons(catalogue) == {'1.jpg': 'description is empty or a placeholder'}
 
 
 def test_full_text_without_a_category(catalogue):
@@ -189,21 +190,21 @@ def test_no_rows_at_all():
         split_products(kept)
 
 
-def test_zero_usable_rows_say_why_and_keep_the_old_split(catalogue, tmp_path):
+def test_no_usable_row_is_an_error_and_keeps_the_old_split(catalogue, tmp_path):
     paths = Paths(tmp_path/'root')
     get_data(catalogue, paths)
     preprocess(paths)
     before = snapshot(paths.split)
     (catalogue/'data.csv').write_text(HEADER + '1.jpg,-,A,Hats\n2.jpg,NA,B,Hats\n404.jpg,good text,C,Hats\n')
-    message = r'None of the 3 rows can be used: description says nothing \(2\), image is missing \(1\)'
+    message = r'None of the 3 rows is usable: description is empty or a placeholder \(2\), image is missing \(1\)'
     with pytest.raises(InputError, match=message):
         preprocess(paths)
     assert len(read_table(paths.rejects_csv)) == 3 and snapshot(paths.split) == before
 
 
 def reference_groups(products):
-    "Connected components by plain search, to check duplicate_groups against."
-    keys = [products[o].str.casefold().tolist() for o in ('display name', 'description', 'pixel_id')]
+    "Find the connected components by graph search, as a reference for duplicate_groups."
+    keys = [products[name].str.casefold().tolist() for name in ('display name', 'description', 'pixel_id')]
     groups, left = [-1]*len(products), set(range(len(products)))
     while left:
         todo, number = [min(left)], min(left)
@@ -218,7 +219,7 @@ def reference_groups(products):
 
 
 @pytest.mark.parametrize('seed', range(8))
-def test_duplicate_groups_against_a_plain_search_and_none_straddles(seed):
+def test_duplicate_groups_and_split_against_a_reference(seed):
     rng = np.random.default_rng(seed)
     columns = ('display name', 'description', 'pixel_id')
     products = pd.DataFrame({name: rng.integers(0, 150, 200).astype(str) for name in columns}, dtype=str)
@@ -259,7 +260,7 @@ def test_split_of_very_few():
 
 
 @pytest.mark.parametrize('main, args, message', [
-    (get_data_main, ['--source', 'nowhere'], "There is no source 'nowhere'"),
+    (get_data_main, ['--source', 'nowhere'], "Unknown source 'nowhere'"),
     (get_data_main, ['--limit', '0'], 'at least 1'),
     (get_data_main, ['--limit', 'many'], '--limit: must be a non-negative integer'),
     (get_data_main, ['--seed', '-1'], '--seed: must be a non-negative integer'),
@@ -278,7 +279,7 @@ def test_commands_from_a_shell(catalogue_zip, tmp_path):
     out, _ = command('clip_ft_get_data', '--root', root, '--source', catalogue_zip)
     assert 'the catalogue is in' in out
     _, err = command('clip_ft_preprocess', '--root', root, '--columns', 'display name=title', code=2)
-    assert err.startswith('error: ') and "there is no column 'title'" in err and err.count('\n') == 1
+    assert err.startswith('error: ') and "no column 'title'" in err and err.count('\n') == 1
     out, _ = command('clip_ft_preprocess', '--root', root, '--test-size', '0.25')
     assert '15 rows to train on and 5 to test on' in out
     train, test = load_split(Paths(root))

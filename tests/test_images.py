@@ -1,4 +1,4 @@
-"Damaged, hostile and unusual images: each gives one clear error, or the right pixels."
+"Damaged, malicious and unusual images raise a clear error or give the right pixels."
 
 import io
 import os
@@ -17,7 +17,7 @@ from clip_ft.images import ImageError, check_images, open_image
 @pytest.mark.parametrize('name', [
     '../../etc/passwd', '/etc/passwd', '..\\secret.jpg', 'C:\\x.jpg', 'a/../../x.jpg', '~/x.jpg', '..', 'x\x00.jpg',
 ])
-def test_names_that_leave_the_folder(catalogue, name):
+def test_names_outside_the_folder(catalogue, name):
     before = snapshot(catalogue)
     products = read_products(catalogue)
     products.loc[4, 'image'] = name
@@ -26,13 +26,13 @@ def test_names_that_leave_the_folder(catalogue, name):
     assert len(kept) == 19 and snapshot(catalogue) == before
 
 
-def test_missing_names_and_folders_and_endless_names(catalogue):
+def test_missing_empty_and_overlong_names(catalogue):
     add_rows(catalogue, '404.jpg,some text,A,Hats', '.,some other text,B,Hats', f'{"x"*5000},more text,C,Hats',
              ',text again,D,Hats')
-    assert list(reasons(catalogue).values()) == ['image is missing']*3 + ['no image is named']
+    assert list(reasons(catalogue).values()) == ['image is missing']*3 + ['image name is empty']
 
 
-def test_symlink_that_leaves_the_folder(catalogue, tmp_path):
+def test_links_to_the_outside_of_the_folder(catalogue, tmp_path):
     (tmp_path/'secret.jpg').write_bytes(jpeg(99))
     (tmp_path/'private').mkdir()
     (tmp_path/'private/p.jpg').write_bytes(jpeg(98))
@@ -47,7 +47,7 @@ def test_symlink_that_leaves_the_folder(catalogue, tmp_path):
 
 
 def huge_png(width=30_000, height=30_000):
-    "A complete one-bit PNG of 900 million white pixels, in about 110 kB."
+    "Return a complete one-bit PNG of 900 million white pixels, in about 110 kB."
     def chunk(kind, body):
         return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
     line = zlib.compressobj(9)
@@ -80,7 +80,7 @@ def bad_images(folder):
 
 
 @pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')  # pytest resets the filter of clip_ft.images
-def test_bad_images_are_rejected_each_with_its_reason(catalogue):
+def test_bad_images_are_rejected_with_a_reason(catalogue):
     files = bad_images(catalogue/'data')
     add_rows(catalogue, *(f'{name},text on {name},Name {name},Hats' for name in files))
     before = snapshot(catalogue)
@@ -89,14 +89,14 @@ def test_bad_images_are_rejected_each_with_its_reason(catalogue):
     assert found['huge.png'].startswith('image is too large')
     assert found['large.png'] == 'image is too large: 12000 x 8400 pixels, over 100,000,000'
     for name in ('text.jpg', 'tiff.jpg', 'empty.jpg'):
-        assert found[name] == 'not an image: none of JPEG, PNG, WEBP, GIF, BMP'
+        assert found[name] == 'not an image: supported formats are JPEG, PNG, WEBP, GIF, BMP'
     for name in ('truncated.jpg', 'cut.png', 'flipped.png'):
         assert found[name].startswith('image cannot be decoded: ')
     assert snapshot(catalogue) == before
 
 
 @pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
-def test_open_image_names_the_file_and_keeps_nothing_open(tmp_path):
+def test_open_image_names_the_file_and_closes_it(tmp_path):
     has_proc = os.path.isdir('/proc/self/fd')
     open_before = len(os.listdir('/proc/self/fd')) if has_proc else 0
     for name in bad_images(tmp_path):
@@ -136,7 +136,7 @@ def test_all_eight_orientations(tmp_path):
         assert np.array_equal(np.asarray(open_image(tmp_path/'x.png')), np.asarray(upright)), code
 
 
-def test_broken_exif_is_no_reason_to_refuse(tmp_path):
+def test_image_with_invalid_exif_is_opened(tmp_path):
     whole = jpeg()
     (tmp_path/'x.jpg').write_bytes(whole[:2] + b'\xff\xe1\x00\x10Exif\0\0XX*\0\0\0\0\0' + whole[2:])
     assert open_image(tmp_path/'x.jpg').size == (24, 32)
@@ -149,13 +149,13 @@ def test_draft_keeps_twice_the_size(tmp_path):
     assert open_image(tmp_path/'x.jpg', 40).size == (128, 80)
 
 
-def test_images_open_in_threads(catalogue):
+def test_check_images_in_threads(catalogue):
     alone = check_images(catalogue/'data', [f'{i}.jpg' for i in range(20)], workers=1)
     many = check_images(catalogue/'data', [f'{i % 20}.jpg' for i in range(400)], workers=16)
     assert many['pixel_id'].tolist() == alone['pixel_id'].tolist()*20 and alone['pixel_id'].nunique() == 20
 
 
-def test_pixel_id_sees_pixels_not_bytes_and_shapes_too(tmp_path):
+def test_pixel_id_depends_on_pixels_and_shape_only(tmp_path):
     white = Image.new('RGB', (4, 6), 'white')
     white.save(tmp_path/'a.png')
     white.save(tmp_path/'b.bmp')

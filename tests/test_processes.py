@@ -145,7 +145,7 @@ def test_a_batch_that_cannot_be_shared_is_one_error(project):
     process = start(project, '--batch-size', 31, launcher=TORCHRUN)
     _, err = process.communicate(timeout=300)
     assert process.returncode
-    assert err.count('error: ') == 1 and 'error: A batch of 31 products cannot be shared by 2 processes.' in err
+    assert err.count('error: ') == 1 and 'error: A batch of 31 products cannot be divided among 2 processes.' in err
     for module in ('batches', 'training', 'train_command'):      # no traceback of ours; the launcher prints its own
         assert f'{module}.py", line' not in err
     assert not (project/'checkpoints').exists()

@@ -1,4 +1,4 @@
-"Hostile archives, interrupted copies and unknown sources: one clear error, and what was there stays intact."
+"Unsafe archives, interrupted copies and unknown sources raise a clear error and change no existing file."
 
 import io
 import json
@@ -30,7 +30,7 @@ def zip_of(path, *members):
 
 
 def without_record(folder):
-    "The files of a catalogue, except the record of where it came from."
+    "Return the files of a catalogue, except for the record of its source."
     return {name: content for name, content in snapshot(folder).items() if name != 'source.json'}
 
 
@@ -74,7 +74,7 @@ def link(name, target):
     (('zeros.jpg', bytes(30*2**20)), 'over 200 times'),
 ])
 @pytest.mark.filterwarnings('ignore:Duplicate name')
-def test_hostile_members_are_refused_before_anything_is_unpacked(tmp_path, bad, message):
+def test_unsafe_members_are_refused_before_the_first_is_unpacked(tmp_path, bad, message):
     (tmp_path/'evil.txt').write_text('mine')
     path = zip_of(tmp_path/'bad.zip', ('data.csv', HEADER + rows(3)), ('data/1.jpg', jpeg()), bad)
     paths = Paths(tmp_path/'root')
@@ -83,17 +83,17 @@ def test_hostile_members_are_refused_before_anything_is_unpacked(tmp_path, bad, 
         get_data(path, paths)
     assert 'bad.zip' in str(error.value) and snapshot(tmp_path) == before
     good = zip_of(tmp_path/'good.zip', ('data.csv', HEADER + rows(3)), ('data/1.jpg', jpeg()))
-    assert len(read_products(get_data(good, paths))) == 3  # the refused archive left nothing behind
+    assert len(read_products(get_data(good, paths))) == 3  # the refused archive left no files
 
 
-def test_many_small_bombs_are_one_bomb(tmp_path):
+def test_total_compression_ratio_is_limited(tmp_path):
     path = zip_of(tmp_path/'bad.zip', *((f'{i}.jpg', bytes(9*2**20)) for i in range(3)))
     with pytest.raises(InputError, match='over 200 times'):
         get_data(path, Paths(tmp_path/'root'))
 
 
 def patch_size(path, name, size):
-    "Make both headers of a member announce another size."
+    "Write another size into both headers of a member."
     content = bytearray(path.read_bytes())
     for signature, size_at, length_at, name_at in ((b'PK\x03\x04', 22, 26, 30), (b'PK\x01\x02', 24, 28, 46)):
         for match in re.finditer(re.escape(signature), bytes(content)):
@@ -105,7 +105,7 @@ def patch_size(path, name, size):
 
 
 @pytest.mark.parametrize('announced', [10, 40*2**20 + 5])
-def test_a_header_that_lies_about_the_size(tmp_path, announced):
+def test_wrong_size_in_a_header(tmp_path, announced):
     real = 40*2**20 if announced == 10 else 10*2**20
     content = np.random.default_rng(0).integers(0, 4, real, dtype=np.uint8).tobytes()
     path = zip_of(tmp_path/'bad.zip', ('data.csv', HEADER + rows(3)), ('data/1.jpg', content))
@@ -113,12 +113,12 @@ def test_a_header_that_lies_about_the_size(tmp_path, announced):
     paths = Paths(tmp_path/'root')
     with pytest.raises(InputError, match=r"member 'data/1\.jpg' cannot be unpacked"):
         get_data(path, paths)
-    assert sum(map(len, snapshot(paths.extracted).values())) < 10_000  # neither the file nor a temporary one is left
+    assert sum(map(len, snapshot(paths.extracted).values())) < 10_000  # no incomplete or temporary file remains
 
 
-def test_the_copy_itself_counts_bytes(tmp_path):
+def test_copy_checks_the_size(tmp_path):
     for content in (b'12345', b'123'):
-        with pytest.raises(InputError, match='as long as'):
+        with pytest.raises(InputError, match='expected size'):
             sources._copy(io.BytesIO(content), tmp_path/'x', 4)
     assert not list(tmp_path.iterdir())
 
@@ -146,7 +146,7 @@ def test_encrypted_damaged_and_no_zip(tmp_path, catalogue_zip):
     assert not (paths.extracted/'wrapped/data/3.jpg').exists()
 
 
-def test_a_zip_does_not_forge_the_record(tmp_path):
+def test_zip_cannot_overwrite_the_record(tmp_path):
     forged = ('source.json', '{"folder": "/etc"}')
     path = zip_of(tmp_path/'a.zip', ('data.csv', HEADER + rows(3)), forged, ('data/1.jpg', jpeg()))
     paths = Paths(tmp_path/'root')
@@ -172,14 +172,14 @@ def test_folder_in_place_is_not_touched(catalogue, tmp_path):
     assert snapshot(catalogue) == before
 
 
-def test_the_same_again_does_no_work(catalogue_zip, tmp_path, monkeypatch):
+def test_repeated_call_copies_nothing(catalogue_zip, tmp_path, monkeypatch):
     paths = Paths(tmp_path/'root')
     folder = get_data(catalogue_zip, paths, limit=5)
     monkeypatch.setattr(sources, '_fetch', None)
     assert get_data(str(catalogue_zip), paths, limit=5) == folder
 
 
-def test_another_source_is_refused_and_leaves_what_was_there(catalogue, catalogue_zip, tmp_path):
+def test_another_source_is_refused_and_changes_nothing(catalogue, catalogue_zip, tmp_path):
     paths = Paths(tmp_path/'root')
     get_data(catalogue_zip, paths, limit=5)
     before = snapshot(tmp_path)
@@ -191,15 +191,15 @@ def test_another_source_is_refused_and_leaves_what_was_there(catalogue, catalogu
             get_data(paths=paths, **call)
     assert snapshot(tmp_path) == before
     os.utime(catalogue_zip, (1, 1))
-    with pytest.raises(InputError, match='not the same'):
+    with pytest.raises(InputError, match='another catalogue'):
         get_data(catalogue_zip, paths, limit=5)
 
 
-def test_foreign_files_and_a_damaged_record(catalogue_zip, tmp_path):
+def test_other_files_and_damaged_records_are_errors(catalogue_zip, tmp_path):
     paths = Paths(tmp_path/'root')
     paths.extracted.mkdir(parents=True)
     (paths.extracted/'mine.txt').write_text('mine')
-    with pytest.raises(InputError, match='did not put there'):
+    with pytest.raises(InputError, match='not from get_data'):
         get_data(catalogue_zip, paths)
     assert snapshot(tmp_path/'root') == {'data/extracted/mine.txt': b'mine'}
     for text in ('{"half', '[]', 'null', '"x"', '{}', '{"folder": 5}'):
@@ -224,9 +224,9 @@ def test_interrupted_and_repeated(catalogue, catalogue_zip, tmp_path, which, lim
         done.append(target)
     with patch.object(sources, '_copy', stop_at_the_sixth), pytest.raises(KeyboardInterrupt):
         get_data(source, paths, limit)
-    with pytest.raises(InputError, match='no catalogue yet'):
+    with pytest.raises(InputError, match='No catalogue in'):
         catalogue_folder(paths)
-    with pytest.raises(InputError, match='not the same'):
+    with pytest.raises(InputError, match='another catalogue'):
         get_data(source, paths, limit=3)
     written = {path: path.stat().st_mtime_ns for path in done if paths.extracted in path.parents}
     folder = get_data(source, paths, limit)
@@ -248,23 +248,23 @@ def test_no_such_source(tmp_path, source, monkeypatch):
 
 @pytest.mark.parametrize('error', [ConnectionError('no route'), OSError('401'), RuntimeError('credentials')])
 def test_kaggle_without_network_or_account(tmp_path, error):
-    message = 'download the zip by hand from https://www.kaggle.com/datasets/nirmalsankalana'
+    message = 'download the zip file from https://www.kaggle.com/datasets/nirmalsankalana'
     with patch.object(kagglehub, 'dataset_download', side_effect=error), pytest.raises(InputError, match=message):
         get_data('kaggle', Paths(tmp_path))
     assert not snapshot(tmp_path)
 
 
-def test_a_folder_called_demo_is_not_the_demo(tmp_path, monkeypatch):
+def test_folder_named_demo_is_not_the_source_demo(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path/'demo').mkdir()
     (tmp_path/'data/extracted').mkdir(parents=True)
     (tmp_path/'data/extracted/mine.txt').write_text('mine')
-    with pytest.raises(InputError, match='did not put there'):
+    with pytest.raises(InputError, match='not from get_data'):
         get_data('demo', Paths())
     assert len(snapshot(tmp_path)) == 1
 
 
-def test_kaggle_is_a_folder_then(tmp_path, catalogue):
+def test_kaggle_download_is_used_like_a_folder(tmp_path, catalogue):
     with patch.object(kagglehub, 'dataset_download', return_value=str(catalogue)):
         assert get_data('kaggle', Paths(tmp_path/'root')) == catalogue
         assert len(read_products(get_data('kaggle', Paths(tmp_path/'limited'), limit=4))) == 4
