@@ -197,19 +197,25 @@ def _ranks(query, scores, gains, at_least):
     return wrong_at_least+position+1, gains[order]
 
 # %% ../nbs/41_metrics.ipynb #4a71c0e2
+def _only_best(ranking: Ranking) -> Ranking:
+    "The best right answer of each query."
+    answered = ranking.counts > 0
+    first = (ranking.counts.cumsum()-ranking.counts)[answered]
+    return Ranking(ranking.ranks[first], answered.astype(np.int64), ranking.gains[first], ranking.top)
+
+
 def rank_relevant(
     query_embeds: Embeddings,  # [N, D], unit rows
     gallery_embeds: Embeddings,  # [M, D], unit rows
-    relevant: Sequence,  # N arrays: the distinct gallery rows that are right for each query; may be empty
+    relevant: Sequence,  # N arrays: the distinct gallery rows that are right for each query
     gains: Sequence | None = None,  # N arrays: how relevant each of them is, above 0; None: all 1
-    top_k: int = 0,  # number of results to return for each query, at most M
-    best_only: bool = False,  # rank only the best right answer of each query: enough for hit rate, MRR and rank
-    block_size: int = 512,  # queries per matrix product; its scores take block_size * M * 4 bytes
+    top_k: int = 0,  # number of results to return for each query
+    best_only: bool = False,  # rank only the best right answer of each query
+    block_size: int = 512,  # queries per matrix product; each takes 4 * M bytes
 ) -> Ranking:
     "Rank all right answers among the gallery; ties count against them. Raises InputError for lists that do not fit."
     queries, gallery = np.asarray(query_embeds, np.float32), np.asarray(gallery_embeds, np.float32)
     columns, counts = _flatten_relevant(relevant, len(queries), len(gallery))
-    flat_gains = _flatten_gains(gains, counts)
     query, ends = np.repeat(np.arange(len(counts)), counts), counts.cumsum()
     count_at_least = _at_least_best if best_only else _at_least_right
     scores, at_least = np.empty(len(columns), np.float32), np.empty(len(columns), np.int64)
@@ -222,11 +228,9 @@ def rank_relevant(
         at_least[own] = count_at_least(block, scores[own], counts[rows])
         if top.size:
             top[rows] = _first_results(block, relevant[rows], top.shape[1])
-    ranks, sorted_gains = _ranks(query, scores, flat_gains, at_least)
-    if best_only:
-        first, counts = (ends-counts)[counts > 0], (counts > 0).astype(np.int64)
-        ranks, sorted_gains = ranks[first], sorted_gains[first]
-    return Ranking(ranks, counts, sorted_gains, top)
+    ranks, sorted_gains = _ranks(query, scores, _flatten_gains(gains, counts), at_least)
+    ranking = Ranking(ranks, counts, sorted_gains, top)
+    return _only_best(ranking) if best_only else ranking
 
 # %% ../nbs/41_metrics.ipynb #4a71c0e7
 def _ndcg(ranking, k):
