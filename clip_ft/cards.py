@@ -142,7 +142,7 @@ def preview(
     return HTML(f'<style>{style}</style>{page}<div class="cf-pane">{html}</div></div>')
 
 # %% ../nbs/70_cards.ipynb #66e34ab8
-HIDDEN = ('rank', 'image', 'display name', 'description', 'full_text', 'pixel_id', 'clip_score') # not shown as attributes
+HIDDEN = ('rank', 'image', 'display name', 'description', 'full_text', 'pixel_id', 'clip_score') # no attributes
 
 
 def _facts(row: Mapping) -> dict:
