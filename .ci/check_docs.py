@@ -25,7 +25,7 @@ def pages():
 
 
 def mixed_cells(nb):
-    "Ids of cells that mix imports and other code: the site runs each cell with an import, but not the cells before it."
+    "Ids of cells that mix imports and other code: the site runs each cell with an import, but not the cells above it."
     for cell in nb.cells:
         if cell.cell_type != "code":
             continue
@@ -108,7 +108,7 @@ def sidebar_problems():
 
 
 def problems(writing):
-    "Everything that is wrong with the documentation, one line each."
+    "All problems of the documentation, one line each."
     for page in pages():
         for cell in mixed_cells(nbformat.read(page, as_version=4)):
             yield f"{page.name}: cell {cell} mixes imports with other code"
