@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from IPython.display import HTML
 from markupsafe import Markup
 from pathlib import Path
-from threading import Lock
 from traitlets import Unicode
 from typing import Any
 
@@ -56,7 +55,6 @@ class Thumbnails:
         self.size = size
         self.keep = keep
         self.jpegs: dict[str, bytes | None] = {}
-        self.lock = Lock()
         self.threads = ThreadPoolExecutor(4)
 
     def __call__(
@@ -64,13 +62,12 @@ class Thumbnails:
         names: Sequence[str], # file names of images
     ) -> list: # one JPEG as bytes per name; None if the image cannot be opened
         "The thumbnails of several images."
-        with self.lock:
-            missing = [name for name in dict.fromkeys(names) if name not in self.jpegs]
-            loaded = self.threads.map(lambda name: load_jpeg(self.image_dir, name, self.size)[0], missing)
-            self.jpegs.update(zip(missing, loaded))
-            jpegs = [self.jpegs[name] for name in names]
-            while len(self.jpegs) > self.keep:
-                del self.jpegs[next(iter(self.jpegs))] # the oldest
+        missing = [name for name in dict.fromkeys(names) if name not in self.jpegs]
+        loaded = self.threads.map(lambda name: load_jpeg(self.image_dir, name, self.size)[0], missing)
+        self.jpegs.update(zip(missing, loaded))
+        jpegs = [self.jpegs[name] for name in names]
+        while len(self.jpegs) > self.keep:
+            del self.jpegs[next(iter(self.jpegs))] # the oldest
         return jpegs
 
 # %% ../nbs/70_cards.ipynb #333b731f
@@ -186,10 +183,9 @@ class Chip:
 def chip_row(
     chips: Sequence[Chip], # buttons
     text: str = '', # text before them
-    css_class: str = '', # CSS class of the row
 ) -> Markup: # HTML
     "A row of chips."
-    return render_template('chips.html', chips=chips, text=text, css_class=css_class)
+    return render_template('chips.html', chips=chips, text=text)
 
 
 def message(

@@ -45,15 +45,9 @@ class Facets:
         return iter([*self.texts, *self.numbers])
 
 # %% ../nbs/71_filters.ipynb #71f00002
-def _as_texts(column: pd.Series) -> pd.Categorical:
-    "A column as text; the categories have the order of the table."
-    texts = column.astype(object).fillna('').astype(str)
-    return pd.Categorical(texts, categories=texts.unique())
-
-
-def _as_numbers(column: pd.Series) -> np.ndarray | None:
-    "A column as floats, NaN if missing; None unless it has at least three different numbers and no other text."
-    texts = column.astype(object).fillna('').astype(str).str.strip().str.lower().replace({'nan': '', 'none': ''})
+def _as_numbers(texts: pd.Series) -> np.ndarray | None:
+    "Texts as floats, NaN if missing; None unless there are at least three different numbers and no other text."
+    texts = texts.str.strip().str.lower().replace({'nan': '', 'none': ''})
     numbers = pd.to_numeric(texts, errors='coerce').to_numpy(float)
     filled = numbers[(texts != '').to_numpy()]
     if np.isfinite(filled).all() and len(np.unique(filled)) >= 3:
@@ -67,9 +61,10 @@ def _add(self: Facets, column: str) -> None:
     if column not in self.products:
         names = ', '.join(map(repr, self.products))
         raise InputError(f'There is no column {column!r}; the catalogue has {names}.')
-    numbers = _as_numbers(self.products[column])
+    texts = self.products[column].astype(object).fillna('').astype(str)
+    numbers = _as_numbers(texts)
     if numbers is None:
-        self.texts[column] = _as_texts(self.products[column])
+        self.texts[column] = pd.Categorical(texts, categories=texts.unique())
     else:
         self.numbers[column] = numbers
 
@@ -151,7 +146,7 @@ class FacetBox(widgets.VBox):
         self.find = widgets.Text(placeholder=f'Find {title.lower()}')
         self.ticks = widgets.VBox().add_class('cf-ticks')
         self.numbers = widgets.HTML().add_class('cf-counts')
-        self.rows = widgets.HBox([self.ticks, self.numbers]).add_class('cf-rows')
+        self.rows = widgets.HBox([self.ticks, self.numbers])
         self.more = widgets.Button(tooltip='Show more or fewer values').add_class('cf-plain')
         self.body = widgets.VBox()
         super().__init__([self.heading.add_class('cf-head'), self.body])

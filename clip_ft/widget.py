@@ -329,7 +329,7 @@ def _export(self: SearchWidget, kind: str, query: Query, results: Mapping[str, p
     self.exported |= {path.name: path for path in files}
     chips = [Chip(f'Download {path.name}', 'download', path.name) for path in files]
     saved = 'Saved as ' + ', '.join(str(path.resolve()) for path in files)
-    self.pane.html = chip_row(chips, saved, 'cf-saved') + self.results_html
+    self.pane.html = chip_row(chips, saved) + self.results_html
     self.pane.status = 'Saved'
 
 # %% ../nbs/74_widget.ipynb #0102cdca
