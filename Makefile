@@ -4,8 +4,8 @@ BIN := .venv/bin
 DEMO := runs/demo
 # The project that `make app` shows.
 ROOT ?= $(DEMO)
-# With many small matrices on few cores, waiting threads have to sleep. By default they spin and take the cores that other
-# processes need, which makes training several times slower as soon as another program runs.
+# Let waiting OpenMP threads sleep. By default they spin and occupy the cores, which makes training several times slower
+# as soon as another program runs.
 export OMP_WAIT_POLICY = passive
 export TOKENIZERS_PARALLELISM = false
 
@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM = false
 help: ## List the targets (also: plain make)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# Rebuilt when a pin or a requirement changes. A failed installation leaves no stamp, so that the next make repeats it.
+# Rebuilt when a pin or a requirement changes. A failed installation leaves no stamp, so the next make repeats it.
 .venv/ready: settings.ini setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "clip_ft needs Python 3.11 or later; set it with make PYTHON=...")'
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
@@ -36,7 +36,7 @@ lab: .venv/ready ## Open the search notebook in JupyterLab (LAB_FLAGS: its optio
 app: .venv/ready ## Serve the search page with Voila (ROOT: a project, by default the demo; APP_FLAGS: options of Voila)
 	CLIP_FT_ROOT=$(abspath $(ROOT)) $(BIN)/voila $(APP_FLAGS) nbs/app.ipynb
 
-# All notebooks in order and in one process, then tests/; the latter also after a failure of the former.
+# All notebooks in order and in one process, then tests/, even if a notebook fails.
 test: .venv/ready ## Run all notebooks and all tests
 	failed=0; \
 	$(BIN)/nbdev_test --n_workers 0 --do_print --timing || failed=1; \
@@ -67,5 +67,5 @@ hooks: .venv/ready ## Install the git hooks, once per clone
 	$(BIN)/pre-commit install
 	$(BIN)/nbdev_install_hooks
 
-clean: ## Remove what the demo, the documentation and the checks wrote
+clean: ## Remove generated files: runs/, the documentation and caches
 	rm -rf runs _proc _docs nbs/nbdev.yml .mypy_cache .ruff_cache

@@ -60,7 +60,7 @@ def complaints(nb):
 
 
 def clean(path, check):
-    "Clean one notebook, or only look at it; returns the problems that remain."
+    "Clean one notebook, or only check it; returns the remaining problems."
     before = path.read_text(encoding="utf-8")
     nb = strip(nbformat.reads(before, as_version=4))
     problems = list(complaints(nb))

@@ -1,7 +1,7 @@
 """A plugin for mypy that understands `@patch` of fastcore: a patched function is checked as a method of its class.
 
 Each function decorated with `@patch` is moved from the module into the class that annotates its first parameter, if the
-module defines that class. `as_prop`, `cls_method` and `static_method` are replaced by the decorators they stand for.
+module defines that class. `as_prop`, `cls_method` and `static_method` are replaced by the corresponding decorators.
 """
 from mypy.nodes import CallExpr, Decorator, NameExpr, OverloadedFuncDef
 from mypy.plugin import Plugin

@@ -38,26 +38,6 @@ if TYPE_CHECKING:
     from clip_ft.widget import SearchWidget
 
 # %% ../nbs/80_init.ipynb #8f3d81b8
-_MODULES = {
-    'core': ('InputError', 'Paths'),
-    'data': ('clean_products', 'preprocess', 'read_products', 'split_products'),
-    'sources': ('get_data',),
-    'dataset': ('PixelCache',),
-    'augment': ('Augment',),
-    'model': ('load_model', 'tiny_model'),
-    'encode': ('embed_images', 'embed_texts'),
-    'checkpoints': ('interpolate_weights', 'load_checkpoint', 'save_checkpoint'),
-    'parameters': ('freeze_early_layers', 'parameter_groups'),
-    'losses': ('contrastive_loss', 'hard_negative_batches', 'sigmoid_loss'),
-    'metrics': ('batch_accuracy', 'clip_score', 'retrieval_metrics'),
-    'training': ('TrainConfig', 'train'),
-    'evaluation': ('compare', 'evaluate'),
-    'embedding': ('embed_catalogue', 'load_embeddings', 'save_embeddings'),
-    'store': ('LanceStore',),
-    'search': ('Searcher', 'search_products'),
-    'widget': ('SearchWidget',),
-}
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 _all_ = [
     'Augment', 'batch_accuracy', 'clean_products', 'clip_score', 'compare', 'contrastive_loss', 'embed_catalogue',
     'embed_images', 'embed_texts', 'evaluate', 'freeze_early_layers', 'get_data', 'hard_negative_batches',
@@ -70,13 +50,15 @@ _all_ = [
 # %% ../nbs/80_init.ipynb #f5d98f01
 def __getattr__(name: str) -> Any:
     "Import a public name from its module when it is first used."
-    if name not in _MODULE_OF:
+    if name not in _all_:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    value = getattr(import_module(f'clip_ft.{_MODULE_OF[name]}'), name)
+    index = import_module('clip_ft._modidx').d['syms']
+    module = next(module for module, symbols in index.items() if f'{module}.{name}' in symbols)
+    value = getattr(import_module(module), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    "The public names as well, for completion."
-    return sorted({*globals(), *_MODULE_OF})
+    "The names of the module, including the public names that are not imported yet."
+    return sorted({*globals(), *_all_})

@@ -16,13 +16,13 @@ from markupsafe import Markup
 from pathlib import Path
 from traitlets.utils.bunch import Bunch
 
-from .cards import Chip, Pane, Thumbnails, chip_row, column_label, details, message
+from .cards import Chip, Pane, Thumbnails, chip_row, column_label, details, load_jpeg, message
 from .checkpoints import weights_hash
 from .core import InputError, Paths
 from .filters import Facets, Filters
 from .page import Debouncer, Query, QueryHistory, example_queries, find_products
 from .rendering import thumbnail
-from .results import START_AGAIN, error_message, file_stem, find_product, large_image
+from .results import START_AGAIN, error_message, file_stem, find_product
 from .results import render_query, render_results, save_results
 from .search import Searcher
 
@@ -33,7 +33,7 @@ class SearchWidget(widgets.VBox):
     def __init__(
         self,
         searcher: Searcher, # index and model
-        before: Searcher | None = None, # same catalogue with another model to compare, such as before fine-tuning
+        before: Searcher | None = None, # same catalogue with a model to compare, such as before fine-tuning
         top_k: int = 24, # number of products at first
         columns: Sequence[str] | None = None, # columns to filter by; None chooses them
         export_dir: str | Path = 'exports', # folder for exports
@@ -72,15 +72,15 @@ class SearchWidget(widgets.VBox):
 # %% ../nbs/74_widget.ipynb #a4f5330a
 @patch
 def _make_search_bar(self: SearchWidget) -> None:
-    "The widgets that say what to search for."
+    "The widgets of the search bar."
     self.back = widgets.Button(icon='arrow-left', tooltip='Previous query', disabled=True)
     self.forward = widgets.Button(icon='arrow-right', tooltip='Next query', disabled=True)
     for button in (self.back, self.forward):
         button.add_class('cf-round')
     self.query = widgets.Text(placeholder='What are you looking for?', tooltip='What are you looking for?')
-    self.without = widgets.Text(placeholder='but not …', tooltip='What the products should not be')
+    self.without = widgets.Text(placeholder='but not …', tooltip='Avoid products that match this text')
     self.upload = widgets.FileUpload(
-        accept='image/*', description='Search by image', icon='camera', tooltip='Search by an image of yours')
+        accept='image/*', description='Search by image', icon='camera', tooltip='Search by your own image')
     self.bar = widgets.HBox([
         self.back, self.forward, self.query.add_class('cf-query'), self.without.add_class('cf-not'), self.upload])
 
@@ -103,10 +103,10 @@ def _make_tools(self: SearchWidget, top_k: int) -> None:
     numbers = [(f'Show {n}', n) for n in sorted({12, 24, 48, 96, top_k})]
     self.top_k = widgets.Dropdown(options=numbers, value=top_k, tooltip='Number of products')
     self.collapse = widgets.ToggleButton(
-        description='Hide look-alikes', tooltip='Show one of several products that look almost the same')
+        description='Hide look-alikes', tooltip='Show only one of several near-identical products')
     self.compare = widgets.ToggleButton(
         description='Compare models', value=self.before is not None,
-        tooltip='The same query before and after fine-tuning, side by side')
+        tooltip='Results before and after fine-tuning, side by side')
     self.csv = widgets.Button(description='CSV', tooltip='Save these results as a table')
     self.contact_sheet = widgets.Button(description='Contact sheet', tooltip='Save these results as one image')
     compare = [self.compare] if self.before else []
@@ -116,7 +116,7 @@ def _make_tools(self: SearchWidget, top_k: int) -> None:
 # %% ../nbs/74_widget.ipynb #73f00006
 @patch
 def _connect(self: SearchWidget) -> None:
-    "Call the methods of the page when somebody uses a widget."
+    "Connect the widgets to the methods of the page."
     for text in (self.query, self.without):
         text.observe(partial(self.notify, delay=self.pause), 'value')
         text.on_msg(self.handle_message)
@@ -131,21 +131,21 @@ def _connect(self: SearchWidget) -> None:
 
 @patch
 def notify(self: SearchWidget, _change: dict | None = None, delay: float = 0) -> None:
-    "A setting has changed: search again."
+    "Search again after a setting has changed."
     if not self.updating:
         self.debouncer.submit(self._update, delay)
 
 
 @patch
 def handle_message(self: SearchWidget, _widget: widgets.Widget, content: dict, _buffers: list) -> None:
-    "A message from a text field: Enter searches at once."
+    "Search at once when Enter is pressed in a text field."
     if content.get('event') == 'submit':
         self.notify()
 
 
 @patch
 def _move(self: SearchWidget, step: int, _button: widgets.Button) -> None:
-    "Back or forward was clicked."
+    "Go back or forward in the history."
     self.set_query(self.history.move(step))
 
 # %% ../nbs/74_widget.ipynb #739f3b58
@@ -213,7 +213,7 @@ def _update(self: SearchWidget, is_outdated: Callable[[], bool]) -> None:
 # %% ../nbs/74_widget.ipynb #73f00007
 @patch
 def _update_widgets(self: SearchWidget, query: Query) -> None:
-    "Everything else on the page that depends on the query."
+    "Update the buttons and the filters."
     self.back.disabled = not self.history.can_move(-1)
     self.forward.disabled = not self.history.can_move(1)
     has_both = query.text.strip() and (query.like or query.image)
@@ -236,7 +236,7 @@ def _warm_up(self: SearchWidget) -> None:
 # %% ../nbs/74_widget.ipynb #922a0d57
 @patch
 def check_models(self: SearchWidget) -> None:
-    "Raises InputError if a model is no longer the one that embedded the catalogue."
+    "Raise InputError if a model has changed since it embedded the catalogue."
     for searcher in (self.searcher, self.before):
         if searcher is None:
             continue
@@ -254,9 +254,9 @@ def check_models(self: SearchWidget) -> None:
 def handle_action(
     self: SearchWidget,
     action: str, # open, like, query, remove, remove_filters, clear or download
-    value: str, # what it applies to
+    value: str, # argument of the action
 ) -> None:
-    "A button of the pane was clicked."
+    "Handle a click on a button of the pane."
     query = self.current_query()
     if action == 'open':
         self.open_product(value)
@@ -279,16 +279,16 @@ def open_product(
     self: SearchWidget,
     name: str, # name of an image
 ) -> None:
-    "Show the details of a product of the results, or else of the catalogue."
+    "Show the details of a product, with its CLIP score if it is among the results."
     row = find_product([*self.results.values(), self.facets.products], name)
     if row:
-        jpeg, problem = large_image(self.searcher.image_dir, name)
+        jpeg, problem = load_jpeg(self.searcher.image_dir, name, 900)
         self.pane.show_details(details(row, jpeg, problem))
 
 
 @patch
 def handle_upload(self: SearchWidget, change: Bunch) -> None:
-    "An image was uploaded."
+    "Search by an uploaded image."
     if not change.new:
         return
     data = bytes(change.new[0]['content'])
@@ -315,7 +315,7 @@ def export(
 
 @patch
 def _export(self: SearchWidget, kind: str, query: Query, results: Mapping[str, pd.DataFrame]) -> None:
-    "Write one file per table, in the thread."
+    "Write one file per model."
     stem = file_stem(query)
     files = []
     try:
@@ -329,7 +329,7 @@ def _export(self: SearchWidget, kind: str, query: Query, results: Mapping[str, p
     self.exported |= {path.name: path for path in files}
     chips = [Chip(f'Download {path.name}', 'download', path.name) for path in files]
     saved = 'Saved as ' + ', '.join(str(path.resolve()) for path in files)
-    self.pane.html = chip_row(chips, saved, 'cf-saved') + self.results_html
+    self.pane.html = chip_row(chips, saved) + self.results_html
     self.pane.status = 'Saved'
 
 # %% ../nbs/74_widget.ipynb #0102cdca

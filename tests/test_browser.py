@@ -97,7 +97,7 @@ class Site:
 
 @pytest.fixture(scope='module')
 def hostile_shop(shop, tmp_path_factory):
-    "The shop with prices, and with a product whose name, category and file name are an attack."
+    "The shop with prices, and with a product whose name, category and file name try to inject scripts."
     paths = Paths(Path(shutil.copytree(shop[0], tmp_path_factory.mktemp('browser')/'shop')))
     data = load_embeddings(paths.embeddings)
     table = data['dataframe'].copy()
@@ -120,7 +120,7 @@ def free_port():
 
 
 def serve(folder, root, *command):
-    "Start a server, and wait until it answers: the process, its address and its log."
+    "Start a server, and wait until it accepts connections; returns the process, its address and its log."
     port = free_port()
     log = folder/'server.log'
     settings = ('JUPYTER_CONFIG_DIR', 'JUPYTERLAB_SETTINGS_DIR', 'JUPYTERLAB_WORKSPACES_DIR', 'IPYTHONDIR')
@@ -135,11 +135,14 @@ def serve(folder, root, *command):
             break
         except OSError:
             time.sleep(.1)
+    else:
+        process.kill()
+        raise TimeoutError(log.read_text())
     return process, f'http://127.0.0.1:{port}', log
 
 
 def start_server(kind, folder, root):
-    "Serve app.ipynb; a cell below the page keeps Python busy on demand."
+    "Serve app.ipynb with an additional cell that keeps Python busy."
     notebook = nbformat.read(ROOT/'nbs'/'app.ipynb', as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(BUSY_BUTTON if kind == 'voila' else BUSY_CELL))
     nbformat.write(notebook, folder/'app.ipynb')
@@ -154,7 +157,7 @@ def start_server(kind, folder, root):
 
 
 def run_cell(page, i):
-    "Run a cell of the notebook; a notebook that has just been opened may miss the first key."
+    "Run a cell of the notebook; repeated, since a notebook that has just been opened may miss the first key."
     cell = page.locator('.jp-CodeCell').nth(i)
     for _ in range(20):
         cell.locator('.jp-InputArea-editor').click()
@@ -176,7 +179,7 @@ def browser():
 
 
 def watch(page):
-    "A list that collects what goes wrong in the browser."
+    "A list that collects the errors of the browser."
     problems = []
 
     def on_console(message):
@@ -218,8 +221,8 @@ def site(request, browser, hostile_shop, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def start_again(site):
-    "Every test begins with an empty page."
+def clear_page(site):
+    "Clear the page after each test."
     yield
     site.page.keyboard.press('Escape')
     for text in ('Clear all', 'Start again'):
@@ -337,10 +340,10 @@ def test_upload(site, tmp_path):
 
 
 def export(site, label, file):
-    "Press a button that exports, and download the file: its contents."
+    "Press an export button, and return the downloaded file."
     site.page.locator(f'.cf-tools .jupyter-button:has-text("{label}")').click()
     site.wait_for(f'.cf-chip:has-text("{file}")', timeout=20000)
-    assert file in site.page.locator('.cf-saved').inner_text()
+    assert file in site.page.locator('.cf-examples:has-text("Saved as")').inner_text()
     with site.page.expect_download() as download:
         site.chip(file).click()
     return io.BytesIO(Path(download.value.path()).read_bytes())

@@ -1,4 +1,4 @@
-"The public names of the package are imported when they are first used, and no earlier."
+"Each public name of the package is imported when it is first used."
 import ast
 import subprocess
 import sys
@@ -10,17 +10,17 @@ HEAVY = ('torch', 'transformers', 'pandas', 'numpy', 'matplotlib', 'PIL')
 
 
 def loaded_by(statement):
-    "Names of heavy packages that a fresh interpreter loads for a statement."
+    "Names of the heavy packages that a fresh interpreter loads when it runs a statement."
     code = f'import sys\n{statement}\nprint(*[name for name in {HEAVY} if name in sys.modules])'
     return subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout.split()
 
 
 def test_importing_the_package_loads_nothing():
-    assert loaded_by('import clip_ft\nclip_ft.__version__, dir(clip_ft)') == []
+    assert loaded_by('import clip_ft\nclip_ft.__version__\nassert {*clip_ft.__all__} <= {*dir(clip_ft)}') == []
     assert loaded_by('from clip_ft import Paths') == []
 
 
-def test_commands_that_read_data_load_only_what_they_need():
+def test_the_data_commands_do_not_load_torch():
     assert set(loaded_by('import clip_ft.sources, clip_ft.data')) == {'pandas', 'numpy', 'PIL'}
 
 
@@ -40,7 +40,8 @@ def test_modules_can_be_imported_from_the_package():
 
 
 def test_type_checkers_read_the_same_names():
+    "The imports under TYPE_CHECKING name each public name and the module that defines it."
     tree = ast.parse(Path(clip_ft.__file__).read_text())
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     found = {alias.name: node.module for node in imports for alias in node.names if node.module.startswith('clip_ft.')}
-    assert found == {name: f'clip_ft.{module}' for name, module in clip_ft._MODULE_OF.items()}
+    assert found == {name: getattr(clip_ft, name).__module__ for name in clip_ft.__all__}

@@ -1,4 +1,4 @@
-"The examples of README.md run as they stand, on a small catalogue and a tiny model under the name of the large one."
+"The examples of README.md run unchanged, on a small catalogue and with a tiny model under the name of the large one."
 import re
 import shlex
 import shutil
@@ -26,15 +26,15 @@ def example(heading):
 
 
 @pytest.fixture
-def place(shop, tmp_path, monkeypatch):
-    "An empty folder to work in, where the name of CLIP on the hub is the folder of a tiny model."
+def working_folder(shop, tmp_path, monkeypatch):
+    "An empty working folder with a tiny model in a folder that is named like CLIP on the hub."
     monkeypatch.chdir(tmp_path)
     products = pd.read_csv(shop[0]/'data/processed/split/train.csv')
     save_model('openai/clip-vit-base-patch32', *tiny_model(products['full_text']))
     return tmp_path
 
 
-def test_ten_lines_of_python(shop, place):
+def test_ten_lines_of_python(shop, working_folder):
     shutil.make_archive('catalogue', 'zip', shop[0]/'data'/'extracted')
     names = {}
     exec(example('Ten lines of Python'), names)
@@ -42,7 +42,7 @@ def test_ten_lines_of_python(shop, place):
     assert Path('my_shop/data/processed/rejects.csv').exists() and names['history'].epoch.max() >= 1
 
 
-def test_your_own_catalogue(shop, place, run):
+def test_your_own_catalogue(shop, working_folder, run):
     shutil.copytree(shop[0]/'data'/'extracted', 'path/to/folder')
     table = pd.read_csv('path/to/folder/data.csv', dtype=str, keep_default_na=False)
     own_names = {'image': 'file', 'display name': 'title', 'description': 'text', 'category': 'type'}
@@ -56,11 +56,11 @@ def test_your_own_catalogue(shop, place, run):
 def test_the_kaggle_lines_name_options_that_exist(run):
     for line in example('The Kaggle data set in five lines').replace(' && ', '\n').splitlines():
         name, *args = shlex.split(line, comments=True)
-        explained = run(MAINS[name.removeprefix('clip_ft_')], '--help')
-        assert all(o in explained for o in args if o.startswith('--'))
+        help_text = run(MAINS[name.removeprefix('clip_ft_')], '--help')
+        assert all(o in help_text for o in args if o.startswith('--'))
 
 
-def test_pictures_and_links_of_the_readme_are_there():
+def test_images_and_links_of_the_readme_exist():
     targets = re.findall(r'\]\(([^)\s]+)\)', README)
     assert any(o.endswith('.png') for o in targets)
     for target in targets:

@@ -18,7 +18,7 @@ MAX_WIDTH, MAX_CELL = 120, 60
 MAX_FUNCTION_LINES, MAX_FUNCTION_CHARACTERS = 45, 1800
 MIN_MODULE, MAX_MODULE = 50, 350
 DRAWING = "demo"  # draws the demo catalogue: an appendix, whose functions and length are not limited
-SHORT = {"init"}  # allowed to be shorter: the public names, one line each
+SHORT = {"init"}  # allowed to be shorter: the public names of the package
 FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -126,11 +126,11 @@ def wrong_imports(project):
     "A module imports only modules with lower numbers."
     for name, tree in project.trees.items():
         for line, other in imported_modules(tree, project.trees):
-            own, its = project.numbers.get(name, ""), project.numbers.get(other, "none")
-            if its == "none":
+            own, imported = project.numbers.get(name, ""), project.numbers.get(other)
+            if imported is None:
                 yield f"clip_ft/{name}.py:{line} imports {other}, which no notebook exports"
-            elif its >= own:
-                yield f"clip_ft/{name}.py:{line} ({own}) imports {other} ({its})"
+            elif imported >= own:
+                yield f"clip_ft/{name}.py:{line} ({own}) imports {other} ({imported})"
 
 
 def annotation_names(tree):
@@ -150,7 +150,7 @@ def all_names(tree):
 
 
 def unused_imports(project):
-    "A module uses what it imports; what only the tests of a notebook use is imported in a cell that is not exported."
+    "A module uses all its imports; imports for the tests of a notebook are in cells that are not exported."
     for name, tree in project.trees.items():
         used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         used.update(annotation_names(tree), all_names(tree))
@@ -275,7 +275,7 @@ def test_modules_import_lower_numbers_only(project):
     report(wrong_imports(project))
 
 
-def test_modules_use_what_they_import(project):
+def test_modules_use_their_imports(project):
     report(unused_imports(project))
 
 
@@ -377,5 +377,5 @@ def test_the_rules_accept_a_good_project(tmp_path):
     ([untyped_functions], {"exported": GOOD.replace(" -> str:", ":")}),
     ([untyped_functions], {"exported": f"{GOOD}\nclass Reader:\n    def read(self, *paths) -> None: ..."}),
 ])
-def test_the_rules_find_what_breaks_them(tmp_path, rules, changes):
+def test_the_rules_find_violations(tmp_path, rules, changes):
     assert violated(write_project(tmp_path, **changes)) == rules
