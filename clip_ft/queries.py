@@ -22,10 +22,10 @@ from .texts import ATTRIBUTES, attribute_phrases
 class QuerySet:
     "N queries of one kind and their right answers."
     texts: list[str]  # N queries as text
-    relevant: list[np.ndarray]  # N arrays: rows of the products that are right, at least one each
-    rows: np.ndarray  # int [N]: row of the product that a query is about; one of them where several are right
-    groups: np.ndarray  # int [N]: equal for queries that depend on each other, such as those of duplicates
-    by_image: bool = False  # true: the query is the image of the product, and the names of all products are searched
+    relevant: list[np.ndarray]  # N arrays with the rows of the right products, at least one per query
+    rows: np.ndarray  # int [N], row of one right product; the one that the query was made from, if any
+    groups: np.ndarray  # int [N], equal for queries that depend on each other, such as those of duplicates
+    by_image: bool = False  # whether the query is the product's image, which is searched among the names
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -34,7 +34,7 @@ class QuerySet:
 def attribute(
     products: pd.DataFrame,  # N products
     kind: str,  # one of ATTRIBUTES: 'gender', 'pattern' or 'colour'
-) -> pd.Series | None:  # N str, '' where the catalogue says nothing; None without such a column
+) -> pd.Series | None:  # N texts, empty where the value is missing; None without such a column
     "Gender, pattern or colour of each product, whatever the catalogue calls the column."
     column = next((name for name in ATTRIBUTES[kind] if name in products), None)
     if column is None:
@@ -47,7 +47,7 @@ def attribute_queries(
     products: pd.DataFrame,  # N products with the column category, and columns as in ATTRIBUTES
     kind: str,  # 'colour' or 'gender'
 ) -> QuerySet | None:  # one query per combination of attribute and category; None without such a column
-    "Short queries, such as 'black shirts', for which every product with these attributes is right."
+    "Short queries such as 'black shirts', for which every product with both attributes is right."
     values = attribute(products, kind)
     if values is None:
         return None
@@ -79,20 +79,20 @@ def query_sets(
 
 # %% ../nbs/50_queries.ipynb #6d1e0a06
 def _check_rows(path, queries, images, known):
-    "InputError for the first row without a query or with an unknown image."
+    "Raise InputError for the first row without a query or with an unknown image."
     for number, (query, image) in enumerate(zip(queries, images), 2):
         if not query:
-            raise InputError(f'{path}: row {number}, column query: it is empty')
+            raise InputError(f'{path}: row {number}, column query: the query is empty')
         if image not in known:
             problem = f'{image!r} is not among the {len(known):,} products that are searched'
             raise InputError(f'{path}: row {number}, column image: {problem}')
 
 
 def read_queries(
-    path: str | Path,  # a CSV with the columns query and image, the image's name as in the catalogue
-    products: pd.DataFrame,  # the products that are searched
+    path: str | Path,  # CSV file with the columns query and image (an image name of the catalogue)
+    products: pd.DataFrame,  # products that are searched
 ) -> QuerySet:
-    "Read your own queries. Raises InputError, naming file, row and column, for what cannot be used."
+    "Read your own queries. Raises InputError with the file, row and column of the first error."
     try:
         table = read_table(path)
     except OSError as error:
@@ -104,7 +104,8 @@ def read_queries(
     queries, images = table['query'].str.split().str.join(' '), table['image'].str.strip()
     row_of = {image: row for row, image in enumerate(products['image'])}
     _check_rows(path, queries, images, row_of)
-    rows, duplicates = images.map(row_of).to_numpy(), relevant_rows(duplicate_groups(products))
+    rows = images.map(row_of).to_numpy()
+    duplicates = relevant_rows(duplicate_groups(products))
     same_query = queries.groupby(queries.str.casefold(), sort=False).indices.values()
     relevant = [np.unique(np.concatenate([duplicates[row] for row in rows[lines]])) for lines in same_query]
     first = [lines[0] for lines in same_query]

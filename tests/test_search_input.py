@@ -52,7 +52,7 @@ def test_odd_queries_are_answered(shop, run, tmp_path, query):
     (('jeans', '--top-k', '0'), 'at least 1'),
     (('jeans', '--top-k', '-3'), 'at least 1'),
     (('jeans', '--top-k', 'all'), 'invalid int'),
-    (('--save-grid', 'x.png'), 'need a query'),
+    (('--save-grid', 'x.png'), 'require a query'),
     (('jeans', '--model', 'no/such/folder'), 'no/such/folder'),
 ])
 def test_wrong_arguments_are_refused(shop, run, args, message):
