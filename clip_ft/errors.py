@@ -48,12 +48,8 @@ def shorter_edges(
 # %% ../nbs/52_errors.ipynb #fa82a105
 def _shared_value(values, relevant):
     "The value of the right answers of each query; '(several)' if they differ."
-    codes, names = pd.factorize(np.asarray(values, dtype=object))
-    counts = [len(rows) for rows in relevant]
-    starts = np.cumsum([0, *counts[:-1]])
-    codes = codes[np.concatenate(relevant)]
-    lowest, highest = np.minimum.reduceat(codes, starts), np.maximum.reduceat(codes, starts)
-    return np.where(lowest == highest, names[lowest], '(several)')
+    values = np.asarray(values, dtype=object)
+    return [values[rows[0]] if (values[rows] == values[rows[0]]).all() else '(several)' for rows in relevant]
 
 
 def _binned(values, edges, unit):

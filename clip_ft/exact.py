@@ -142,9 +142,9 @@ def _search_many(self: ExactIndex, vectors: np.ndarray, top_k: int, rows: np.nda
 def top(
     self: ExactIndex,
     vectors: np.ndarray,  # float32 [Q, D], queries of length 1
-    top_k: int,  # number of results per query; more than there are gives all
+    top_k: int,  # number of results per query; more than N gives all rows
     where: dict | None = None,  # conditions, as for read_where
-) -> list[Found]:  # for each query rows and their scores, best first
+) -> list[Found]:  # row numbers and scores of each query, best first
     "The best rows for each query; equal scores in the order of the rows."
     conditions = read_where(where, self.columns)
     rows = self.rows_where(conditions) if conditions else None

@@ -138,8 +138,7 @@ def _worst_queries(evaluation, queries, n):
     "Row numbers of the n queries with the worst ranks, one per group of duplicates."
     ranks, groups = evaluation.per_query[queries]['rank'].to_numpy(), evaluation.query_sets[queries].groups
     worst = np.argsort(-ranks, kind='stable')
-    first_of_group = np.sort(np.unique(groups[worst], return_index=True)[1])
-    return worst[first_of_group][:n].tolist()
+    return pd.Series(groups[worst], index=worst).drop_duplicates().index[:n].tolist()
 
 
 def contact_sheet(
@@ -160,7 +159,7 @@ def contact_sheet(
 def _largest_changes(before, after, queries, n):
     "Row numbers of the n most improved and the n most worsened queries, one per group of duplicates."
     table, groups = rank_changes(before, after, queries), after.query_sets[queries].groups
-    table = table[~pd.Series(groups[table['row']]).duplicated().to_numpy()]
+    table = table.assign(group=groups[table['row']]).drop_duplicates('group')
     improved, worsened = table[table['after'] < table['before']], table[table['after'] > table['before']]
     return [*improved.head(n)['row'], *worsened.tail(n)[::-1]['row']]
 

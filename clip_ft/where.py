@@ -81,11 +81,11 @@ def fits(
     wanted: Any,  # required value, as in Condition
 ) -> np.ndarray:  # bool [N]
     "Whether each value satisfies a condition. A text that is not a number is outside every range."
+    texts = pd.Series(values, dtype=object)
     if kind == 'one of':
-        return np.isin(np.asarray(values, dtype=object), np.asarray(wanted, dtype=object))
+        return texts.isin(wanted).to_numpy()
     if kind == 'contains':
-        return np.array([wanted in value.lower() for value in values], dtype=bool)
-    texts = pd.Series(values, dtype=object).replace('', None)
+        return np.array([wanted in text.lower() for text in texts], dtype=bool)
     numbers = pd.to_numeric(texts, errors='coerce').to_numpy(np.float64)
     low, high = wanted
     return (numbers >= low) & (numbers <= high)

@@ -97,6 +97,7 @@ def test_a_missing_image_is_shown_as_a_note(copied_shop, run):
     (copied_shop/'data/extracted/data'/name).unlink()
     again = run(search_main, 'jeans', '--root', copied_shop, '--save-grid', copied_shop/'grid.png')
     assert again.startswith(shown.split('\n\n')[0])
+    assert (copied_shop/'grid.png').read_bytes().startswith(b'\x89PNG')
 
 
 def test_images_stay_inside_the_folder(copied_shop, run):
