@@ -291,7 +291,7 @@ warnings.filterwarnings('ignore', 'Glyph .* missing from', UserWarning)  # emoji
 def plot_results(
     results: pd.DataFrame,  # from search_products or Searcher.search
     image_dir: str | Path,  # folder of the images
-    title: str = '',  # title of the figure, such as the query
+    title: str = '',  # such as the query
     columns: int = 5,  # images per row
 ) -> Figure:
     "Draw a grid of images with CLIP scores and names, and a note for each image that cannot be opened."
@@ -309,9 +309,8 @@ def plot_results(
 
 def _show_product(ax: Axes, product: dict, image_dir: str | Path) -> None:
     try:
-        problem = image_problem(image_dir, product['image'])
-        if problem:
-            raise InputError(problem)
+        if image_problem(image_dir, product['image']):
+            raise InputError('not a file inside the folder')
         ax.imshow(open_image(Path(image_dir)/product['image'], size=224))
     except InputError:
         ax.text(.5, .5, 'image\nmissing', ha='center', va='center', transform=ax.transAxes)
