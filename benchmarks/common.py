@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import SUPPRESS
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ def cpu_name() -> str:
 
 
 def gpu_names() -> list[str]:
-    "Names of the NVIDIA devices; asks the driver, so that this process does not occupy one."
+    "Names of the NVIDIA devices, from nvidia-smi, which does not initialize CUDA in this process."
     if not shutil.which('nvidia-smi'):
         return []
     command = ['nvidia-smi', '--query-gpu=name', '--format=csv,noheader']
@@ -68,7 +69,7 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 # ---- records
 
 def rounded(value: Any) -> Any:
-    "The value in types that JSON knows: floats cut to five significant digits, None for NaN and infinity."
+    "Convert a value to JSON types: floats with five significant digits, None for NaN and infinity."
     if isinstance(value, dict):
         return {str(key): rounded(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -79,14 +80,14 @@ def rounded(value: Any) -> Any:
 
 
 def print_record(**record):
-    "Print one record as a line of JSON, in one write, since several processes may share the output."
+    "Print a record as a line of JSON, with one call of write, because several processes may share the output."
     sys.stdout.write(json.dumps(rounded(record))+'\n')
     sys.stdout.flush()
 
 
 @contextmanager
 def silent() -> Iterator[None]:
-    "Inside the with block, progress bars and messages are discarded."
+    "Discard progress bars and messages inside the with block."
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         yield
 
@@ -99,8 +100,20 @@ def benchmark_parser(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
+def model_parser(doc: str, steps: Iterable[str]) -> argparse.ArgumentParser:
+    "The parser of a benchmark whose steps, each in its own process, use a catalogue and a model and no network."
+    parser = benchmark_parser(doc)
+    parser.add_argument('catalogue', type=Path)
+    parser.add_argument('--model', type=Path, help='folder of the model; created if it does not exist')
+    parser.add_argument('--tiny', action='store_true', help='create a tiny model instead of ViT-B/32, for a trial')
+    parser.add_argument('--tflops', type=float, default=790, help='16-bit speed that the device reaches, in TFLOP/s')
+    parser.add_argument('--how', choices=list(steps), help=SUPPRESS)
+    os.environ.update(OFFLINE)
+    return parser
+
+
 class Results:
-    "The records of a benchmark: printed as they arrive, and saved at the end of the with block if --save is given."
+    "Prints the records of a benchmark and, with --save, writes them at the end of the with block."
 
     def __init__(self, args: argparse.Namespace, *packages: str):
         machine = dict(cpu=cpu_name(), cores=usable_cores(), gpus=gpu_names(), load=os.getloadavg()[0])
@@ -113,7 +126,7 @@ class Results:
 
     @staticmethod
     def _setting(value: Any) -> Any:
-        "A setting without the folders of this machine."
+        "A setting; of a path only the name, without the folders of this machine."
         return value.name if isinstance(value, Path) else value
 
     def add(self, **record):
@@ -122,7 +135,7 @@ class Results:
         self.records.append(rounded(record))
 
     def measure(self, *options: object, required: bool = False, **environment: str) -> list[dict]:
-        "Run this script in a process of its own, with these options added; returns the records that it prints."
+        "Run this script in a process of its own, with additional options; returns the records that it prints."
         records = []
         command = [sys.executable, '-W', 'ignore', sys.argv[0], *sys.argv[1:], *map(str, options)]
         with tempfile.TemporaryFile('w+') as errors:
@@ -164,7 +177,7 @@ def now() -> float:
 
 
 def time_each(work: Callable[[Any], Any], items: Iterable) -> list[float]:
-    "Seconds that the work takes for each item."
+    "Seconds that a function takes for each item."
     seconds = []
     for item in items:
         start = time.perf_counter()
@@ -180,12 +193,12 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def peak_gb() -> float:
-    "Largest resident memory of this process so far, in GB."
+    "Peak resident memory of this process, in GB."
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e6
 
 
 def forward_flops(config: Any, tokens: float) -> float:
-    "Floating-point operations of a CLIP for one image and one text of this many tokens; a multiply-add counts as 2."
+    "Floating-point operations of a CLIP for one image and one text of `tokens` tokens; a multiply-add counts as 2."
     def tower(tower_config, length):
         width, inner = tower_config.hidden_size, tower_config.intermediate_size
         layer = length*(8*width**2 + 4*length*width + 4*width*inner)
@@ -198,7 +211,7 @@ def forward_flops(config: Any, tokens: float) -> float:
 
 
 def device_use(flops_per_second: float, tflops: float) -> dict:
-    "Arithmetic that the model needs, as TFLOP/s and as a share of what the device reaches; peak memory of the device."
+    "TFLOP/s of the model, their share of the speed that the device reaches, and the peak memory of the device."
     import torch
     achieved = flops_per_second/1e12
     if not torch.cuda.is_available():
@@ -212,7 +225,7 @@ def device_use(flops_per_second: float, tflops: float) -> dict:
 
 @lru_cache
 def bootstrap_weights(count: int, draws: int = 1000) -> np.ndarray:
-    "Share of each of the values in each bootstrap sample, float32 [draws, count]."
+    "Weight of each value in each bootstrap sample, float32 [draws, count]."
     drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1/count), draws)
     return (drawn/count).astype(np.float32)
 
@@ -307,6 +320,16 @@ def prepare_model(args: argparse.Namespace):
     "Split the catalogue below args.root and save the model into args.model, unless that is done."
     save_random_model(args.model, read_catalogue(args.catalogue)[1], 'tiny' if args.tiny else 'vit-b-32')
     prepare_split(args.root, args.catalogue)
+
+
+@contextmanager
+def prepared(args: argparse.Namespace, *packages: str) -> Iterator[tuple[Results, Path, tuple]]:
+    "Results, root, and the options --root and --model of the steps; both folders are temporary by default."
+    with tempfile.TemporaryDirectory() as folder, Results(args, *packages) as results:
+        root = args.root or Path(folder)
+        places = ('--root', root, '--model', args.model or Path(folder)/'model')
+        results.measure(*places, '--how', 'prepare', required=True)
+        yield results, root, places
 
 
 def load_parts(root: Path) -> tuple:

@@ -64,7 +64,7 @@ def fresh_gallery(folder: Path) -> tuple[pd.DataFrame, Path]:
 
 
 def measure(model, processor, products: pd.DataFrame, image_dir: Path) -> dict[str, np.ndarray]:
-    "Metric -> its value for each of the queries or images that it is about."
+    "Metric -> its value for each query or image."
     from clip_ft.data import image_paths
     from clip_ft.encode import embed_images, embed_texts
     from clip_ft.metrics import rank_relevant
@@ -131,7 +131,7 @@ def run(results: Results, name: str, seed: int, paths, gallery: tuple, args: Nam
 
 
 def percent(values: list[np.ndarray]) -> str:
-    "Mean and interval of values per seed and query, in per cent."
+    "Mean over seeds and queries, with its interval, in per cent."
     mean = np.mean(values, axis=0)
     low, high = bootstrap_interval(mean)
     return f'{100*mean.mean():.1f} ({100*low:.1f} to {100*high:.1f})'
@@ -153,7 +153,7 @@ def read_runs(out: Path, name: str) -> dict[str, dict[str, np.ndarray]]:
 
 
 def by_metric(runs: dict[str, dict], seeds: list[str]) -> dict[str, list]:
-    "Metric -> values of each of the seeds."
+    "Metric -> values of each seed."
     return {metric: [runs[seed][metric] for seed in seeds] for metric in runs[seeds[0]]}
 
 

@@ -2,34 +2,22 @@
 
     python benchmarks/embedding_speed.py CATALOGUE --root FOLDER --model FOLDER [--many 1000000] [--peer 4096]
 
-CATALOGUE, --root and --model are as in training_speed.py, and are created if they do not exist. One record for each
-source of the images: the cache file (each training image once), pixels on the device, the cache file until --many
-images are embedded, and JPEG files. sentence-transformers embeds the first --peer files, which it decodes too.
-Warm-up runs are not timed.
+CATALOGUE, --root and --model are as in training_speed.py; --root and --model are created if they do not exist. The
+benchmark prints one record for each source of images: the cache file (each training image once), pixels on the
+device, the cache file until --many images are embedded, and JPEG files. sentence-transformers decodes and embeds the
+first --peer files. Warm-up runs are not timed.
 """
-import os
-import tempfile
-from argparse import SUPPRESS, Namespace
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import (
-    OFFLINE,
-    Results,
-    benchmark_parser,
-    device_use,
-    forward_flops,
-    load_parts,
-    now,
-    prepare_model,
-    print_record,
-)
+from common import device_use, forward_flops, load_parts, model_parser, now, prepare_model, prepared, print_record
 
 
 def time_embedding(name: str, count: int, config: Any, tflops: float, embed: Callable[[], Any]):
-    "Time a call that embeds this many images, and print the record."
+    "Time a call that embeds `count` images, and print the record."
     import torch
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -41,7 +29,7 @@ def time_embedding(name: str, count: int, config: Any, tflops: float, embed: Cal
 
 
 def training_images(root: Path) -> tuple:
-    "Paths of the project, and of its training images."
+    "Paths of the project, and the files of its training images."
     from clip_ft.data import image_paths
     paths, products, _, image_dir = load_parts(root)
     return paths, image_paths(products, image_dir)
@@ -93,24 +81,15 @@ STEPS = {'prepare': prepare_model, 'clip_ft': measure_clip_ft, 'sentence-transfo
 
 
 def main():
-    parser = benchmark_parser(__doc__)
-    parser.add_argument('catalogue', type=Path)
+    parser = model_parser(__doc__, STEPS)
     parser.add_argument('--root', type=Path, help='folder of data and pixel cache; default: a temporary folder')
-    parser.add_argument('--model', type=Path, help='folder of the model; created if it does not exist')
     parser.add_argument('--many', type=int, default=0, help='number of images of the long run; default: no long run')
     parser.add_argument('--peer', type=int, default=4096, help='number of JPEG files')
-    parser.add_argument('--tiny', action='store_true', help='create a tiny model instead of ViT-B/32, for a trial')
-    parser.add_argument('--tflops', type=float, default=790, help='what the device reaches in 16 bits, in TFLOP/s')
-    parser.add_argument('--how', choices=STEPS, help=SUPPRESS)
     args = parser.parse_args()
-    os.environ.update(OFFLINE)
     if args.how:
         STEPS[args.how](args)
         return
-    with tempfile.TemporaryDirectory() as folder, Results(args, 'sentence-transformers') as results:
-        root = args.root or Path(folder)
-        places = ('--root', root, '--model', args.model or Path(folder)/'model')
-        results.measure(*places, '--how', 'prepare', required=True)
+    with prepared(args, 'sentence-transformers') as (results, _, places):
         for how in ('clip_ft', 'sentence-transformers'):
             results.measure(*places, '--how', how)
 

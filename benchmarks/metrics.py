@@ -6,11 +6,11 @@ N queries are ranked against N products. Embeddings are random unit vectors; dup
 has one right answer (60 % of them) or several (up to 200), as in a real catalogue. Methods, each in a process of its
 own:
 
-    product     the matrix product alone, which no method can do without
+    product     the matrix product alone, which every method needs
     clip_ft     retrieval_metrics: hit rate, recall and precision at 1, 5 and 10, MRR, MRR@10, mAP, mAP@R, nDCG@10,
                 mean and median rank, of every query
     first ten   the same, and the first ten results of each query, as evaluate needs them
-    peers       trec_eval (pytrec_eval), torchmetrics and ranx, where they are installed
+    peers       trec_eval (pytrec_eval), torchmetrics and ranx, if they are installed
 
 The peers read scores: trec_eval and ranx a dict of all scores of a query, torchmetrics one flat row per pair. The
 matrix product and this preparation are part of their time. None of them handles all queries in reasonable time and
@@ -67,7 +67,7 @@ def first_ten(queries, gallery, relevant):
 
 
 def blocks_of_dicts(queries, gallery, relevant):
-    "Right answers and scores of a block of queries after another, as trec_eval and ranx read them."
+    "Yield right answers and scores of blocks of queries, in the format of trec_eval and ranx."
     names = [str(row) for row in range(len(gallery))]
     for start in range(0, len(queries), BLOCK):
         scores = queries[start:start+BLOCK] @ gallery.T
@@ -104,7 +104,7 @@ def torchmetrics(queries, gallery, relevant):
         retrieval.RetrievalHitRate(top_k=1), retrieval.RetrievalHitRate(top_k=10), retrieval.RetrievalRecall(top_k=10),
         retrieval.RetrievalPrecision(top_k=10), retrieval.RetrievalMRR(), retrieval.RetrievalMAP(),
         retrieval.RetrievalNormalizedDCG(top_k=10)]
-    scores = torch.from_numpy(queries @ gallery.T).double()+2  # it takes scores of 0 and below for results not found
+    scores = torch.from_numpy(queries @ gallery.T).double()+2  # scores of at most 0 count as not retrieved
     target = torch.zeros(scores.shape, dtype=torch.bool)
     for query, rows in enumerate(relevant):
         target[query, rows] = True

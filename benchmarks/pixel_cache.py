@@ -22,7 +22,7 @@ from common import Results, benchmark_parser, print_record, usable_cores
 
 
 def memory_mb(name: str) -> float:
-    "A figure of /proc/self/status in MB: VmRSS, the resident memory now, or VmHWM, its peak."
+    "An entry of /proc/self/status in MB, such as VmRSS, the resident memory, or VmHWM, its peak."
     lines = Path('/proc/self/status').read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f'{name}:'))/1e3
 
@@ -95,7 +95,7 @@ def main():
     parser = benchmark_parser(__doc__)
     parser.add_argument('folder', type=Path)
     parser.add_argument('--size', type=int, default=224, help='edge of the cached images, in pixels')
-    parser.add_argument('--images', type=int, default=8000, help='use the first so many files')
+    parser.add_argument('--images', type=int, default=8000, help='number of files')
     parser.add_argument('--how', choices=METHODS, help=SUPPRESS)
     parser.add_argument('--cache', type=Path, help=SUPPRESS)
     args = parser.parse_args()

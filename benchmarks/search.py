@@ -56,7 +56,7 @@ def best_ten(scores: np.ndarray) -> np.ndarray:
 # ---- exact search
 
 def open_catalogue(args: Namespace) -> dict:
-    "The embeddings, and a record of the time to load them."
+    "Load the embeddings, and print a record of the time."
     with tempfile.TemporaryDirectory() as folder:
         path = args.embeddings or Path(folder)/'embeddings.npz'
         if not args.embeddings:
@@ -69,7 +69,7 @@ def open_catalogue(args: Namespace) -> dict:
 
 
 def search_conditions(table: pd.DataFrame) -> dict[str, dict | None]:
-    "Conditions by name."
+    "Name -> conditions."
     genders = sorted(set(table.get('gender', [])) & {'women', 'Women'}) or ['women']
     equal = {'gender': genders[0]}
     three = {'gender': ['women', 'men', 'Women', 'Men'], 'category': Contains('s'), 'display name': Contains('e')}
@@ -78,7 +78,7 @@ def search_conditions(table: pd.DataFrame) -> dict[str, dict | None]:
 
 
 def path_taken(index: ExactIndex, queries: np.ndarray, where: dict | None) -> dict:
-    "The path of these queries, and how many rows the 8-bit pass leaves."
+    "The path that the queries take, and the number of rows that the 8-bit pass leaves."
     counts, candidates = [], index.int8_bounds.candidates
 
     def counted(*args):
@@ -96,7 +96,7 @@ def path_taken(index: ExactIndex, queries: np.ndarray, where: dict | None) -> di
 
 
 def measure_first_query(data: dict, queries: np.ndarray):
-    "Time the first query of an index, without and with the 8-bit copy."
+    "Time the first query of an index, without the 8-bit copy and including its creation."
     def plain(query):
         best_ten(np.vecdot(ExactIndex(data).embeddings, query))
 
@@ -126,7 +126,7 @@ def measure_queries(index: ExactIndex, queries: np.ndarray, repeat: int):
 
 
 def shared_results(found: list[set], others: list[set]) -> dict:
-    "How often two searches give the same ten, and how many of ten they share."
+    "Share of queries with the same ten results in two searches, and mean number of results in common."
     pairs = list(zip(found, others))
     return dict(same_ten=np.mean([a == b for a, b in pairs]), shared_of_ten=np.mean([len(a & b) for a, b in pairs]))
 
@@ -140,7 +140,7 @@ def measure_exact_search(args: Namespace):
     queries = vectors[rng.choice(len(vectors), 1000)]+noise
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     measure_first_query(data, queries[:3])
-    for repeat in (1, 2):  # in turn, because other programs come and go
+    for repeat in (1, 2):  # twice, because other programs may slow down one of the rounds
         measure_queries(index, queries, repeat)
     found = [set(rows) for rows, _ in index.top(queries, 10)]
     plain = [set(best_ten(vectors @ query)) for query in queries[:200]]
@@ -153,7 +153,7 @@ def measure_exact_search(args: Namespace):
 # ---- typed queries
 
 def measure_variant(name: str, index: ExactIndex, encode: Callable, texts: list[str], expected: list[set]):
-    "Time another way to embed a query, and compare its results."
+    "Time an alternative way to embed a query, and compare its results."
     vectors = []
     seconds = time_each(lambda text: vectors.append(encode(text)[0]), texts)
     queries = np.array(vectors, np.float32)
@@ -163,7 +163,7 @@ def measure_variant(name: str, index: ExactIndex, encode: Callable, texts: list[
 
 
 def measure_variants(model, processor, index: ExactIndex, texts: list[str]):
-    "Time other ways to embed a query: 16-bit weights, dynamic quantization, padding."
+    "Time alternative ways to embed a query: 16-bit weights, dynamic quantization, padding."
     import torch
 
     from clip_ft.encode import embed_texts

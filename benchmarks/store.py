@@ -2,11 +2,11 @@
 
     python benchmarks/store.py [--rows 1000000] [--dim 512] [--queries 200] [--folder /tmp]
 
-The vectors are synthetic, with the structure that matters to an index, clusters: 5,000 kinds of products of unequal
-size (as 1/rank). A vector is the centre of its kind plus noise of the same length; queries are drawn alike. They are
-generated in batches, and again for the exact answers, so that memory stays small. Queries run without a condition
-and with conditions that few products satisfy. recall_at_10 is the share of the true ten that are found. The store is
-deleted at the end.
+The vectors are synthetic. They form clusters, which matter for an index: 5,000 kinds of products, with sizes
+proportional to 1/rank. A vector is the centre of its kind plus noise of the same length; queries are drawn in the same
+way. To save memory, the vectors are generated in batches, and generated again for the exact answers. Queries run
+without a condition and with conditions that few products satisfy. recall_at_10 is the share of the ten nearest
+products that are found. The store is deleted at the end.
 """
 import tempfile
 import time
@@ -44,7 +44,7 @@ def draw_vectors(count: int, dim: int, seed: int) -> tuple[np.ndarray, np.ndarra
 
 
 def batches(count: int, dim: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    "Row numbers, vectors and kinds, batch by batch, the same each time."
+    "Yield row numbers, vectors and kinds, batch by batch, the same in each call."
     for start in range(0, count, BATCH):
         rows = np.arange(start, min(start+BATCH, count))
         yield rows, *draw_vectors(len(rows), dim, start+1)
@@ -74,7 +74,7 @@ def exact_answers(queries: np.ndarray, count: int, keep: Callable, top_k: int = 
 
 
 def measure_queries(store: LanceStore, queries: np.ndarray, answers: np.ndarray, where: dict | None) -> dict:
-    "Query times, recall, and whether each query gets ten results."
+    "Query times, recall, and whether all queries get ten results."
     found = []
     store.nearest(queries[:1], 10, where)
     seconds = time_each(lambda query: found.append(store.nearest(query[None], 10, where)[0]), queries)
@@ -95,7 +95,7 @@ def fill(store: LanceStore, count: int, dim: int):
 
 
 def measure(results: Results, folder: Path, count: int, dim: int, number: int):
-    "All measurements, with a store in a folder."
+    "Run all measurements with a store in a folder."
     store = LanceStore(folder/'store')
     start = time.perf_counter()
     fill(store, count, dim)

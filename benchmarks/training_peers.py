@@ -24,16 +24,15 @@ import os
 import random
 import tempfile
 import time
-from argparse import SUPPRESS, Namespace
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from common import (
-    OFFLINE,
     Results,
-    benchmark_parser,
     device_use,
     forward_flops,
+    model_parser,
     now,
     print_record,
     read_catalogue,
@@ -44,7 +43,7 @@ MAX_TOKENS = 77
 
 
 class StepClock:
-    "Times the steps of a loop, which calls tick after each; waits for the device only at the ends of the timed part."
+    "Times the steps of a loop that calls tick after each. Synchronizes the device only when timing starts and ends."
 
     def __init__(self, args: Namespace):
         self.args, self.batch_size = args, args.batch_size[0]
@@ -70,7 +69,7 @@ class StepClock:
         return done
 
     def report(self, config: Any, tokens: float) -> dict:
-        "The figures of the run."
+        "The metrics of the run."
         rate = (self.steps-self.warmup)*self.batch_size/(self.end-self.warm)
         from_start = self.steps*self.batch_size/(self.end-self.start)
         use = device_use(rate*3*forward_flops(config, tokens), self.args.tflops)
@@ -243,8 +242,7 @@ def measure(args: Namespace):
 
 
 def main():
-    parser = benchmark_parser(__doc__)
-    parser.add_argument('catalogue', type=Path)
+    parser = model_parser(__doc__, ('model', *PEERS))
     parser.add_argument('--peers', nargs='+', choices=PEERS, default=list(PEERS), metavar='PEER',
                         help=' or '.join(map(repr, PEERS)))
     parser.add_argument('--batch-size', type=int, nargs='+', default=[32, 1024])
@@ -254,14 +252,9 @@ def main():
     parser.add_argument('--workers', type=int, default=os.cpu_count(), help='number of processes that load data')
     parser.add_argument('--prefetch', type=int, default=2, metavar='N',
                         help='batches that each worker keeps ready, in shared memory: 0.6 GB each at 1024')
-    parser.add_argument('--model', type=Path, help='folder of the model; created if it does not exist')
-    parser.add_argument('--tiny', action='store_true', help='create a tiny model instead of ViT-B/32, for a trial')
     parser.add_argument('--compile', action='store_true', help='compile the model with torch.compile')
     parser.add_argument('--cached', type=int, metavar='N', help='mini-batch of the cached loss')
-    parser.add_argument('--tflops', type=float, default=790, help='what the device reaches in bf16, in TFLOP/s')
-    parser.add_argument('--how', choices=['model', *PEERS], help=SUPPRESS)
     args = parser.parse_args()
-    os.environ.update(OFFLINE)
     if args.how == 'model':
         save_random_model(args.model, read_catalogue(args.catalogue)[1], 'tiny' if args.tiny else 'vit-b-32')
         return

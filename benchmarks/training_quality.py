@@ -27,7 +27,7 @@ addition changes one thing:
     plain_images    no augmentation
 
 combined is the recipe with all of --combine; combined-X is that without X. before is the pretrained model. Every
-variant runs with --seeds seeds, which decide batches, augmentation and the validation products; training and test
+variant runs with --seeds seeds, which determine batches, augmentation and validation products; training and test
 products are the same for all.
 
 Queries are names (display names) and full texts, for which a product and its duplicates are right, and short phrases
@@ -39,8 +39,8 @@ the seeds; differences are paired by query. They do not cover the variation betw
 over seeds is in the records (sd).
 
 WiSE-FT: the weights between those before (alpha 0) and after fine-tuning (alpha 1), for recipe and combined. alpha
-is chosen on products that train() set aside, by the mean hit_rate@5 of the names of home and elsewhere; the test
-products decide nothing.
+is chosen on products that train() set aside, by the mean hit_rate@5 of the names of home and elsewhere. The test
+products are not used for this choice.
 
 Each run prints a record when it ends. Runs go by seed, so that a call that is cut short is complete for some seeds;
 after --seconds no new run starts. Tables in Markdown follow, which are also written to --out (quality.md), with the
@@ -107,7 +107,7 @@ class Parts:
 
 
 class TestGallery:
-    "Images that are searched, and the right answers for the name of each product."
+    "The images of a gallery, and the right answers for the name of each product."
 
     def __init__(self, parts: Parts, products: pd.DataFrame, processor, device):
         from clip_ft.data import duplicate_groups, image_paths
@@ -140,7 +140,7 @@ def ignoring_duplicates() -> Iterator[None]:
 
 
 def fit(model, processor, products: pd.DataFrame, parts: Parts, config) -> pd.DataFrame:
-    "train() on these products, without snapshots; checkpoints go to a temporary folder, pixels to the shared one."
+    "Run train() without snapshots, with checkpoints in a temporary folder and the shared pixel cache."
     from clip_ft.core import Paths
     from clip_ft.training import Trainer, train
     with tempfile.TemporaryDirectory() as folder, patch.object(Trainer, 'save_snapshot'), silent():
@@ -221,7 +221,7 @@ def runs(args: Namespace) -> list[tuple[str, int]]:
 
 
 def claim(path: Path) -> bool:
-    "Create a file; False if another process was first."
+    "Create a file; False if another process has created it."
     try:
         path.touch(exist_ok=False)
     except FileExistsError:
@@ -230,7 +230,7 @@ def claim(path: Path) -> bool:
 
 
 def work(args: Namespace):
-    "Do one run after another that no other process has claimed."
+    "Run all variants and seeds that no other process has claimed."
     import torch
 
     from clip_ft.model import load_model, model_device
@@ -248,7 +248,7 @@ def work(args: Namespace):
         except Exception as error:
             print_record(variant=name, seed=seed, error=f'{type(error).__name__}: {error}')
             if 'CUDA' in str(error):
-                raise  # this process cannot continue; the others do
+                raise  # this process cannot continue; the others can
 
 
 def run(args: Namespace, parts: Parts, test: TestGallery, name: str, seed: int):
@@ -315,7 +315,7 @@ def evaluate(model, processor, test: TestGallery) -> dict[str, np.ndarray]:
 
 
 def alpha_products(parts: Parts, args: Namespace, seed: int = 0) -> pd.DataFrame:
-    "The products that alpha is chosen on: of both parts, set aside by train()."
+    "The products of both parts that train() sets aside, on which alpha is chosen."
     from clip_ft.data import split_products
     first, config = pretrain_config(args), config_of((), seed, args)
     home = split_products(parts.home, config.val_size, config.seed)[1]

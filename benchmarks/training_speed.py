@@ -15,26 +15,14 @@ training_peers.py, with the texts as wide as in the batches. On several GPUs, on
     torchrun --nproc-per-node 2 benchmarks/training_speed.py CATALOGUE --how warm --batch-size 2048 \
         --root FOLDER --model FOLDER
 """
-import os
-import tempfile
-from argparse import SUPPRESS, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from common import (
-    OFFLINE,
-    Results,
-    benchmark_parser,
-    device_use,
-    forward_flops,
-    load_parts,
-    now,
-    prepare_model,
-    print_record,
-)
+from common import device_use, forward_flops, load_parts, model_parser, now, prepare_model, prepared, print_record
 
 
 class Watch:
@@ -46,7 +34,7 @@ class Watch:
         self.hook = register_optimizer_step_post_hook(self.after_step)
 
     def after_step(self, *_):
-        "Note the time of the first step; a step that is being recorded for a CUDA graph does not count."
+        "Record the time of the first step, except a step that is captured as a CUDA graph."
         import torch
         recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
         if self.first_step is None and not recording:
@@ -54,7 +42,7 @@ class Watch:
             self.hook.remove()
 
     def stage(self, work: Callable, name: str) -> Callable:
-        "The function, which adds its time to a stage."
+        "A wrapper of a function that adds its time to a stage."
         def timed(*args, **kwargs):
             start = now()
             try:
@@ -64,7 +52,7 @@ class Watch:
         return timed
 
     def epoch(self, work: Callable) -> Callable:
-        "The function, whose time is that of an epoch."
+        "A wrapper of a function that records its time as that of an epoch."
         def timed(*args, **kwargs):
             start = now()
             result = work(*args, **kwargs)
@@ -73,7 +61,7 @@ class Watch:
         return timed
 
     def batch(self, work: Callable) -> Callable:
-        "The function, which returns a batch, whose text width is noted."
+        "A wrapper of a function that records the text width of the batch that it returns."
         def noted(*args, **kwargs):
             batch = work(*args, **kwargs)
             self.widths.append(batch['input_ids'].shape[1])
@@ -82,7 +70,7 @@ class Watch:
 
 
 def stages() -> list[tuple[Any, str]]:
-    "Functions of train() whose time is reported, as owner and name."
+    "Functions of train() whose time is reported: owner and name of each."
     from clip_ft import batches, training
     functions = ('split_products', 'run_fingerprint', 'Trainer', 'Gallery', 'measure', 'load_checkpoint')
     return [*((training, name) for name in functions), (batches, 'TextSampler'), (batches, 'to_device'),
@@ -91,7 +79,7 @@ def stages() -> list[tuple[Any, str]]:
 
 @contextmanager
 def watching() -> Iterator[Watch]:
-    "Watch the calls of train() inside the with block."
+    "Record the calls of train() inside the with block."
     from clip_ft.batches import TrainingBatches
     from clip_ft.training import Trainer
     watch = Watch()
@@ -109,7 +97,7 @@ def measure(args: Namespace) -> dict | None:
 
     from clip_ft.model import load_model
     from clip_ft.training import TrainConfig, train
-    is_main = PartialState().is_main_process  # also gives each process a device of its own
+    is_main = PartialState().is_main_process  # also assigns a device to each process
     paths, products, test_products, image_dir = load_parts(args.root)
     model, processor = load_model(args.model)
     batch_size = args.batch_size[0]
@@ -132,17 +120,11 @@ def measure(args: Namespace) -> dict | None:
 
 
 def main():
-    parser = benchmark_parser(__doc__)
-    parser.add_argument('catalogue', type=Path)
+    parser = model_parser(__doc__, ('prepare', 'cold', 'warm'))
     parser.add_argument('--batch-size', type=int, nargs='+', default=[32, 1024])
     parser.add_argument('--epochs', type=int, default=5)
     parser.add_argument('--root', type=Path, help='folder of data and checkpoints; default: a temporary folder')
-    parser.add_argument('--model', type=Path, help='folder of the model; created if it does not exist')
-    parser.add_argument('--tiny', action='store_true', help='create a tiny model instead of ViT-B/32, for a trial')
-    parser.add_argument('--tflops', type=float, default=790, help='what the device reaches in bf16, in TFLOP/s')
-    parser.add_argument('--how', choices=('prepare', 'cold', 'warm'), help=SUPPRESS)
     args = parser.parse_args()
-    os.environ.update(OFFLINE)
     if args.how == 'prepare':
         prepare_model(args)
         return
@@ -151,10 +133,7 @@ def main():
         if found:
             print_record(name='clip_ft', cache=args.how, **found)
         return
-    with tempfile.TemporaryDirectory() as folder, Results(args) as results:
-        root = args.root or Path(folder)
-        places = ('--root', root, '--model', args.model or Path(folder)/'model')
-        results.measure(*places, '--how', 'prepare', required=True)
+    with prepared(args) as (results, root, places):
         if not any((root/'data'/'processed'/'pixels').glob('*.npy')):
             results.measure(*places, '--batch-size', args.batch_size[0], '--how', 'cold')
         for batch_size in args.batch_size:

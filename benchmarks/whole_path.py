@@ -6,8 +6,7 @@ CATALOGUE is an archive or a folder, as for clip_ft_get_data. Models: tiny is ti
 parameters, images of 96 x 96 pixels); mid has 16 M (128 x 128, patches of 16, 6 layers of 384 and 4 of 256);
 vit-b-32 has the dimensions of ViT-B/32 (151 M) and serves to measure speed and memory, since from random weights it
 learns little from a few thousand products. Further options are passed to clip_ft_train. Each command gives one
-record; FOLDER/grids holds an image of the results of each query. There is no peer: the commands are measured as they
-are.
+record; FOLDER/grids contains an image of the results of each query. The commands are not compared with peers.
 """
 import os
 import time
@@ -23,7 +22,7 @@ QUERIES = (
 
 
 def measure(results: Results, name: str, command: Callable, *options: object):
-    "Run a command, and add its seconds and the peak memory so far."
+    "Run a command, and add a record of its seconds and of the peak memory so far."
     import torch
     start = time.perf_counter()
     command([str(option) for option in options])
@@ -34,7 +33,7 @@ def measure(results: Results, name: str, command: Callable, *options: object):
 
 
 def run_commands(results: Results, root: Path, catalogue: Path, limit: int | None, model: str, train_options: list):
-    "All commands in turn."
+    "Run all commands."
     from clip_ft.data import preprocess_main
     from clip_ft.embedding import embed_main
     from clip_ft.report import evaluate_main

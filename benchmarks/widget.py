@@ -2,9 +2,9 @@
 
     python benchmarks/widget.py [--queries 60] [--products 50000]
 
-It is compared with a fixed pool of 24 cards, each a box, an image, a text and a button of ipywidgets, refilled for each
-query with hold_sync: same search, same thumbnails, same delay after typing. Both are served with Voila to headless
-Chromium, with the demo catalogue and with a synthetic one (random vectors, the demo's images under many names).
+The peer is a fixed pool of 24 cards, each a box, an image, a text and a button of ipywidgets, which hold_sync refills
+for each query: same search, same thumbnails, same delay after typing. Voila serves both to headless Chromium, with the
+demo catalogue and with a synthetic one (random vectors, the images of the demo under many names).
 
 The time runs from the `input` event of the last key to the second frame after the results are in the page, so it
 includes the delay. Also reported: the widget state that a saved notebook keeps.
@@ -112,7 +112,7 @@ def demo():
 
 
 def large(number, folder):
-    "The demo's products again and again under other names, with random vectors."
+    "A searcher of a large catalogue: the products of the demo, repeated under other names, with random vectors."
     small = demo()
     folder = Path(folder)
     rows = np.arange(number) % len(small)
@@ -132,7 +132,7 @@ def large(number, folder):
 
 
 def time_queries(url, queries):
-    "Milliseconds per query on the page at an address."
+    "Milliseconds per query on the page at a URL."
     from playwright.sync_api import sync_playwright
     times = []
     with sync_playwright() as playwright:

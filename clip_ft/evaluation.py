@@ -36,12 +36,12 @@ def _weighted_median(values, weights):
 
 
 def bootstrap(
-    per_query: pd.DataFrame,  # N queries, from query_metrics: the column rank, and others that are averaged
-    groups: Ids,  # int [N]: queries of one group are drawn together
-    n_resamples: int = 1000,  # number of samples to draw
-    seed: int = 0,  # the same seed draws the same groups
-) -> pd.DataFrame:  # one row per resample: means of the metrics; mean_rank and median_rank in place of rank
-    "Metrics of resampled queries, drawn with replacement by groups."
+    per_query: pd.DataFrame,  # metrics of N queries, from query_metrics
+    groups: Ids,  # int [N], group of each query
+    n_resamples: int = 1000,  # number of resamples
+    seed: int = 0,  # seed of the random draws
+) -> pd.DataFrame:  # one row per resample: mean of each metric; mean_rank and median_rank in place of rank
+    "Draw groups of queries with replacement, and average their metrics. Raises InputError without queries."
     if not len(per_query):
         raise InputError('There are no queries to evaluate.')
     group_of_query = np.unique(groups, return_inverse=True)[1]
@@ -65,10 +65,10 @@ def bootstrap(
 # %% ../nbs/51_evaluation.ipynb #6d1e0a41
 def interval(
     samples: pd.DataFrame,  # from bootstrap
-    values: Mapping[str, float] | pd.Series,  # name of a metric -> its value over all queries
-    groups: Ids,  # int [N]: as in bootstrap
+    values: Mapping[str, float] | pd.Series,  # metric -> its mean over all queries
+    groups: Ids,  # int [N], group of each query
 ) -> pd.DataFrame:  # one row per metric: low, high
-    "95 % interval of each metric: quantiles of the resamples, or the exact interval where a share is 0 or 1."
+    "95 % confidence interval of each metric: quantiles of the resamples; exact where the value is 0 or 1."
     low, high = samples.quantile(.025), samples.quantile(.975)
     bound = .025**(1/len(np.unique(groups)))
     for name in samples:
@@ -82,54 +82,54 @@ def interval(
 
 # %% ../nbs/51_evaluation.ipynb #51b00007
 RECIPE = {
-    'loss': "Contrastive loss in batches of the recipe's size: shows that training makes progress. "
-            'Depends on the batch size and on the logit scale that was learned.',
+    'loss': "Contrastive loss in batches of the recipe's size. Shows whether training makes progress, "
+            'but depends on the batch size and on the learned logit scale.',
     'clip_score': 'Mean of 100 * cosine between an image and its own text. '
-                  'A model that gives every pair a high cosine scores high and finds nothing.',
+                  'High even for a useless model that gives all pairs a high cosine.',
     'clip_score_2.5': 'The same with the factor 2.5 of the CLIPScore paper. '
-                      'Comparable only between checkpoints of one model.',
-    'batch_accuracy': 'Share of right matches among 32 products. '
-                      'A shop has thousands, and most of 31 random products are easy to tell apart.',
+                      'Only comparable between checkpoints of one model.',
+    'batch_accuracy': 'Share of images whose own text has the highest cosine among 32 products. '
+                      'Much easier than search in a catalogue of thousands.',
 }
 
 def recipe_metrics(
-    model: nn.Module,  # the model that made the embeddings
+    model: nn.Module,  # model that made the embeddings
     image_embeds: Embeddings,  # [N, D], unit rows
-    text_embeds: Embeddings,  # [N, D], unit rows: of the full texts
-    groups: Ids,  # int [N]: duplicates share an id
-    batch_size: int = 32,  # number of products that compete in the loss
+    text_embeds: Embeddings,  # [N, D], unit rows, of the full texts
+    groups: Ids,  # int [N], equal for duplicates
+    batch_size: int = 32,  # products per batch of the loss
 ) -> pd.DataFrame:  # rows as in RECIPE; columns value and meaning
-    "The recipe's metrics, and what each of them says."
+    "The metrics that the recipe reports, with their meaning."
     values = batch_metrics(model, image_embeds, text_embeds, groups, batch_size)
     values['clip_score_2.5'] = clip_score(image_embeds, text_embeds, factor=2.5)
     index = pd.Index(RECIPE, name='metric')
     return pd.DataFrame({'value': [values[name] for name in RECIPE], 'meaning': list(RECIPE.values())}, index=index)
 
 # %% ../nbs/51_evaluation.ipynb #51b00009
-RETRIEVAL = ['queries', 'metric', 'value', 'low', 'high', 'best', 'n']  # columns of the table of retrieval metrics
+RETRIEVAL = ['queries', 'metric', 'value', 'low', 'high', 'best', 'n']  # columns of Evaluation.retrieval
 
 @dataclass
 class Evaluation:
-    "How well a model finds N products, query set by query set."
+    "Retrieval metrics of one model on N products, for several query sets."
     products: pd.DataFrame  # N products that were searched
-    images: list[Path] | PixelCache  # their images
+    images: list[Path] | PixelCache  # N images
     query_sets: dict[str, QuerySet]
-    per_query: dict[str, pd.DataFrame] = field(default_factory=dict)  # columns query, row, right, and query_metrics
-    top_results: dict[str, np.ndarray] = field(default_factory=dict)  # int64 [queries, 10]: rows of products
+    per_query: dict[str, pd.DataFrame] = field(default_factory=dict)  # query, row, right (number), and the metrics
+    top_results: dict[str, np.ndarray] = field(default_factory=dict)  # rows of the first results, int64 [queries, 10]
     retrieval: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=RETRIEVAL))
-    recipe: pd.DataFrame | None = None  # from recipe_metrics; None for query sets of your own
+    recipe: pd.DataFrame | None = None  # from recipe_metrics; None if the caller gave the query sets
 
     def value(self, queries: str, metric: str, column: str = 'value') -> float:
         "One cell of the table of retrieval metrics."
         return self.retrieval.set_index(['queries', 'metric']).loc[(queries, metric), column]
 
     def metrics(self, queries: str) -> pd.DataFrame:
-        "The metrics of each query of one set, as from query_metrics."
+        "The metrics of each query of one query set, as from query_metrics."
         return self.per_query[queries].drop(columns=['query', 'row', 'right'])
 
 # %% ../nbs/51_evaluation.ipynb #6d1e0a0d
 def _search(evaluation, name, query_embeds, gallery_embeds, ks, n_resamples):
-    "Search one query set: add its queries and first results to the evaluation, return its rows of the table."
+    "Search one query set, store its queries and first results in the evaluation, and return its rows of retrieval."
     queries = evaluation.query_sets[name]
     ranking = rank_relevant(query_embeds, gallery_embeds, queries.relevant, top_k=10)
     metrics = query_metrics(ranking, ks)
@@ -142,16 +142,16 @@ def _search(evaluation, name, query_embeds, gallery_embeds, ks, n_resamples):
 
 
 def evaluate(
-    model: nn.Module | InferenceModel,  # a two-tower model
+    model: nn.Module | InferenceModel,  # two-tower model
     processor: Any,  # its processor
     products: pd.DataFrame,  # from split_products
     image_dir: str | Path | PixelCache,  # folder or cache of their images
-    batch_size: int = 32,  # products that compete in the loss
-    sets: dict[str, QuerySet] | None = None,  # None: query_sets(products), and the recipe's metrics
-    ks: Sequence[int] = (1, 5, 10),  # numbers of results to look at
-    n_resamples: int = 1000,  # samples of the bootstrap
+    batch_size: int = 32,  # products per batch of the loss
+    sets: dict[str, QuerySet] | None = None,  # default: all that query_sets makes, and the recipe's metrics
+    ks: Sequence[int] = (1, 5, 10),  # values of k
+    n_resamples: int = 1000,  # number of resamples of the bootstrap
 ) -> Evaluation:
-    "Search every query among all products. Raises InputError without products."
+    "Search each query among all products. Raises InputError without products."
     if not len(products):
         raise InputError('There are no products to evaluate.')
     products, inference = products.reset_index(drop=True), InferenceModel.of(model)
@@ -176,9 +176,9 @@ MAIN_METRICS = ('hit_rate@1', 'hit_rate@5', 'hit_rate@10', 'mrr', 'map', 'median
 
 def overview(
     metrics: Sequence[str] = MAIN_METRICS,  # metrics to show
-    **evaluations: Evaluation,  # name of a column -> evaluation; not necessarily of the same products
-) -> pd.DataFrame:  # one row per query set and metric: '0.71 [0.64, 0.77]' per evaluation, and the best of the last
-    "Metrics of several models, or of several sets of products, with their 95 % intervals."
+    **evaluations: Evaluation,  # column name -> evaluation; the products may differ
+) -> pd.DataFrame:  # rows: query set and metric; columns: '0.71 [0.64, 0.77]' per evaluation, best of the last one
+    "Metrics of several evaluations with their 95 % confidence intervals."
     def cell(row, form):
         digits = 1 if row.name[1].endswith('_rank') else 3
         return form.format(*(f'{row[name]:.{digits}f}' for name in ('value', 'low', 'high', 'best')))
@@ -192,7 +192,7 @@ def overview(
 def same_queries(
     evaluations: Iterable[Evaluation],  # at least one
 ) -> None:
-    "Raises InputError unless all evaluations searched the same queries among the same products."
+    "Raise InputError unless all evaluations searched the same queries among the same products."
     def key(evaluation):
         sets = evaluation.query_sets.items()
         answers = {name: (s.texts, [list(rows) for rows in s.relevant]) for name, s in sets}
@@ -203,7 +203,7 @@ def same_queries(
 
 
 def _differences(name, base, other, base_samples):
-    "Rows of the comparison of two evaluations for one query set."
+    "The comparison of two evaluations on one query set."
     metrics = other.metrics(name)
     samples = bootstrap(metrics, base.query_sets[name].groups)-base_samples
     change = metrics-base.metrics(name)
@@ -218,9 +218,9 @@ def _differences(name, base, other, base_samples):
 
 
 def compare(
-    **evaluations: Evaluation,  # name of a model -> evaluation; the others are compared with the first
+    **evaluations: Evaluation,  # model name -> evaluation; the first one is the base
 ) -> pd.DataFrame:  # queries, metric, model, base, value, difference, low, high, better, worse (numbers of queries), n
-    "Difference of each model from the first one on the same queries, with its 95 % interval from a paired bootstrap."
+    "Differences between each model and the first one, with 95 % confidence intervals from a paired bootstrap."
     same_queries(evaluations.values())
     (_, base), *others = evaluations.items()
     columns = ['queries', 'metric', 'model', 'base', 'value', 'difference', 'low', 'high', 'better', 'worse', 'n']

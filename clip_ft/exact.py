@@ -142,9 +142,9 @@ def _search_many(self: ExactIndex, vectors: np.ndarray, top_k: int, rows: np.nda
 def top(
     self: ExactIndex,
     vectors: np.ndarray,  # float32 [Q, D], queries of length 1
-    top_k: int,  # number of results per query; more than there are gives all
+    top_k: int,  # number of results per query; more than N gives all rows
     where: dict | None = None,  # conditions, as for read_where
-) -> list[Found]:  # for each query rows and their scores, best first
+) -> list[Found]:  # row numbers and scores of each query, best first
     "The best rows for each query; equal scores in the order of the rows."
     rows = None
     if where is not None:
@@ -158,13 +158,9 @@ def top(
 # %% ../nbs/63_exact.ipynb #c5cf2515
 @patch
 def nearest(
-    self: ExactIndex,
-    vectors: np.ndarray,  # float32 [Q, D], queries of length 1
-    top_k: int,  # number of results per query; more than there are gives all
-    where: dict | None = None,  # conditions, as for read_where
-    offset: int = 0,  # number of best results to skip
-) -> list[pd.DataFrame]:  # for each query the products, best first, with a column clip_score
-    "The products nearest to each query."
+    self: ExactIndex, vectors: np.ndarray, top_k: int, where: dict | None = None, offset: int = 0
+) -> list[pd.DataFrame]:
+    "The products nearest to each query, as described in Index."
     if not len(vectors):
         return []
     found = [(rows[offset:], scores[offset:]) for rows, scores in self.top(vectors, offset + top_k, where)]
@@ -176,9 +172,9 @@ def nearest(
 @patch
 def rows_of(
     self: ExactIndex,
-    image_names: Iterable[str],  # names of images
+    image_names: Iterable[str],  # image names
 ) -> list[int]:
-    "Rows of images; raises `InputError` for a name that is not in the catalogue."
+    "Row numbers of images. Raises `InputError` for an unknown name."
     image_names = list(image_names)
     for name in image_names:
         if not isinstance(name, str) or name not in self.row_by_image:
@@ -187,29 +183,18 @@ def rows_of(
 
 
 @patch
-def vectors(
-    self: ExactIndex,
-    image_names: Iterable[str],  # names of images
-) -> np.ndarray:  # float32 [len(image_names), D]
-    "Embeddings of images."
+def vectors(self: ExactIndex, image_names: Iterable[str]) -> np.ndarray:
+    "Embeddings of images, as described in Index."
     return self.embeddings[self.rows_of(image_names)]
 
 
 @patch
-def table_of(
-    self: ExactIndex,
-    image_names: Iterable[str],  # names of images
-) -> pd.DataFrame:  # in the order of the names
-    "Products of images."
+def table_of(self: ExactIndex, image_names: Iterable[str]) -> pd.DataFrame:
+    "Products of images, as described in Index."
     return self.dataframe.iloc[self.rows_of(image_names)].reset_index(drop=True)
 
 
 @patch
-def match(
-    self: ExactIndex,
-    text: str,  # words of a product name
-    top_k: int,  # number of results
-    where: dict | None = None,  # conditions, as for read_where
-) -> list[str]:
-    "Not available here; raises `InputError`."
+def match(self: ExactIndex, text: str, top_k: int, where: dict | None = None) -> list[str]:
+    "Not available: raises `InputError`."
     raise InputError('Exact search in memory has no full-text index: use a LanceStore to search the product names.')

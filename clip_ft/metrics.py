@@ -208,7 +208,7 @@ def rank_relevant(
     query_embeds: Embeddings,  # [N, D], unit rows
     gallery_embeds: Embeddings,  # [M, D], unit rows
     relevant: Sequence,  # N arrays: the distinct gallery rows that are right for each query
-    gains: Sequence | None = None,  # N arrays: how relevant each of them is, above 0; None: all 1
+    gains: Sequence | None = None,  # N arrays: their relevance, above 0; None: all 1
     top_k: int = 0,  # number of results to return for each query
     best_only: bool = False,  # rank only the best right answer of each query
     block_size: int = 512,  # queries per matrix product; each takes 4 * M bytes

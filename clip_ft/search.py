@@ -24,9 +24,10 @@ from pathlib import Path
 from torch import nn
 from typing import Any
 from .checkpoints import weights_hash
+from .cleaning import printable
 from .core import InputError, Paths, new_figure
 from .data import catalogue_folder, image_folder
-from .embedding import load_embeddings
+from .embedding import check_lengths, load_embeddings
 from .encode import embed_images, embed_texts
 from .exact import ExactIndex, top_rows
 from .fast import InferenceModel
@@ -37,7 +38,6 @@ from .where import Index, with_scores
 # %% ../nbs/65_search.ipynb #ff2eef9a
 EMPTY = 'The query is empty: type a few words, such as "blue jeans", or give an image.'
 
-
 def search_products(
     query: str,  # text to search for
     model: nn.Module,  # model that made the embeddings
@@ -46,27 +46,23 @@ def search_products(
     image_names: Iterable[str],  # N image names
     dataframe: pd.DataFrame,  # N products, in the same order
     top_k: int = 5,  # number of results; more than N gives all N
-) -> pd.DataFrame:  # image, display name, category, clip_score (100 * cosine), then the other columns; best first
-    "The products whose images fit a text best; raises `InputError` for an empty query or a bad top_k."
+) -> pd.DataFrame:  # image, display name, category, clip_score (100 * cosine), other columns; best first
+    "The products whose images match a text best. Raises `InputError` for an empty query or an invalid top_k."
     text, top_k, names = _query_text(query), _count('top_k', top_k, 1), np.asarray(image_names)
     if not text:
         raise InputError(EMPTY)
-    if not len(image_embeddings) == len(names) == len(dataframe):
-        counts = f'{len(image_embeddings)} embeddings, {len(names)} names and {len(dataframe)} products'
-        raise InputError(f'{counts} do not belong together: there must be one of each per product.')
+    check_lengths(image_embeddings, names, dataframe)
     vector = embed_texts(model, processor, text)[0]
     if len(dataframe) and len(vector) != image_embeddings.shape[1]:
-        dimensions = f'{image_embeddings.shape[1]} dimensions instead of {len(vector)}'
-        raise InputError(f'The embeddings were made by another model, because they have {dimensions}: embed again.')
+        raise InputError(f'The embeddings were made by another model: their dimension is {image_embeddings.shape[1]}, '
+                         f'not {len(vector)}. Embed again with this model.')
     scores = image_embeddings @ vector
     rows = top_rows(scores, top_k)
-    found = dataframe.iloc[rows].reset_index(drop=True).assign(image=names[rows], clip_score=100 * scores[rows])
-    first = [column for column in ('image', 'display name', 'category', 'clip_score') if column in found]
-    return found[first + [column for column in found if column not in first]]
+    return with_scores(dataframe.iloc[rows].assign(image=names[rows]), scores[rows])
 
 
 def _query_text(text: Any) -> str:
-    "A query without surrounding spaces; empty for None."
+    "The query without surrounding white space; empty for None."
     if text is None:
         return ''
     if not isinstance(text, str):
@@ -75,19 +71,19 @@ def _query_text(text: Any) -> str:
 
 
 def _count(name: str, value: Any, least: int) -> int:
-    "A whole number, checked."
+    "The value as an int. Raises `InputError` unless it is a whole number of at least `least`."
     whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
     if isinstance(value, bool) or not whole or value < least:
-        raise InputError(f'The argument {name} must be a whole number of at least {least}, not {value}.')
+        raise InputError(f'The argument {name} must be an integer of at least {least}, not {value}.')
     return int(value)
 
 # %% ../nbs/65_search.ipynb #5950bac6
 def distinct_mask(
     vectors: np.ndarray,  # float32 [N, D], rows of length 1, best first
     same: float,  # cosine from which two images count as near-identical
-    seen: np.ndarray | None = None,  # float32 [D], an image that counts as shown already
-) -> np.ndarray:  # bool [N], True for results that are not near-identical to a better one
-    "Which results to show when near-identical ones are collapsed."
+    seen: np.ndarray | None = None,  # float32 [D], embedding of an image that is shown already
+) -> np.ndarray:  # bool [N]
+    "Whether to show each result: false if it is near-identical to a better one that is shown."
     shown = np.zeros((len(vectors) + 1, vectors.shape[1]), np.float32)
     count, mask = 0, np.zeros(len(vectors), bool)
     if seen is not None:
@@ -112,28 +108,28 @@ def median_neighbour_distance(
 
 # %% ../nbs/65_search.ipynb #3373ce77
 class Searcher:
-    "Search one catalogue with one model, by text, by image, or both; several threads may search at once."
+    "Search a catalogue by text, by image, or by both. Several threads may search at the same time."
     def __init__(
         self,
         model: nn.Module | InferenceModel,  # model that made the embeddings
         processor: Any,  # its processor
         embeddings: dict | Index,  # from load_embeddings, or an index such as a LanceStore
-        image_dir: str | Path | None = None,  # folder of the images, for showing them
+        image_dir: str | Path | None = None,  # folder of the images
     ) -> None:
         self.inference, self.processor, self.image_dir = InferenceModel.of(model), processor, image_dir
         self.model = self.inference.full
         self.index: Index = ExactIndex(embeddings) if isinstance(embeddings, dict) else embeddings
         if weights_hash(self.model) != self.index.weights_hash:
             raise InputError('The embeddings were made by another model: embed again with this one (clip_ft_embed).')
-        self.embed_query = lru_cache(1024)(self._embed_query)  # queries that were typed before are not embedded again
+        self.embed_query = lru_cache(1024)(self._embed_query)
 
     @classmethod
     def load(
         cls,
-        paths: Paths,  # where clip_ft_train and clip_ft_embed left their files
-        device: str | torch.device | None = None,  # by default the fastest one
+        paths: Paths,  # project after clip_ft_train and clip_ft_embed
+        device: str | torch.device | None = None,  # default: the fastest available
     ) -> 'Searcher':
-        "The searcher of a project."
+        "Load the model and the embeddings of a project."
         data = load_embeddings(paths.embeddings)
         model, processor = load_model(paths.best_model, device)
         return cls(model, processor, data, image_folder(catalogue_folder(paths), data['dataframe']))
@@ -154,25 +150,25 @@ class Searcher:
         return vector
 
 # %% ../nbs/65_search.ipynb #d327ab5d
-WITHOUT = .3  # weight of what is not wanted
+WITHOUT = .3  # weight of the text that describes what to exclude
 
 
 @patch
 def _query_vector(
     self: Searcher, query: str, image: Any, like: str | None, image_weight: Any, without: str
 ) -> np.ndarray:
-    "One vector of length 1 for everything that is asked, float32 [D]."
+    "Combine texts and image into one vector of length 1, float32 [D]."
     text, unwanted = _query_text(query), _query_text(without)
     if not isinstance(image_weight, (int, float, np.number)) or not 0 <= image_weight <= 1:
         raise InputError(f'The argument image_weight must be a number from 0 to 1, not {image_weight}.')
-    pictured = self._image_vector(image, like)
-    if not text and pictured is None:
+    image_vector = self._image_vector(image, like)
+    if not text and image_vector is None:
         raise InputError(EMPTY)
     parts = []
     if text:
-        parts.append((self.embed_query(text), 1 if pictured is None else 1 - image_weight))
-    if pictured is not None:
-        parts.append((pictured, image_weight if text else 1))
+        parts.append((self.embed_query(text), 1 if image_vector is None else 1 - image_weight))
+    if image_vector is not None:
+        parts.append((image_vector, image_weight if text else 1))
     if unwanted:
         parts.append((self.embed_query(unwanted), -WITHOUT))
     if len(parts) == 1:
@@ -183,7 +179,7 @@ def _query_vector(
 
 @patch
 def _image_vector(self: Searcher, image: Any, like: str | None) -> np.ndarray | None:
-    "Embedding of a given image or of one of the catalogue."
+    "Embedding of a given image or of an image of the catalogue."
     if image is not None and like is not None:
         raise InputError('Give either image or like, not both.')
     if like is not None:
@@ -200,14 +196,14 @@ def _spread(self: Searcher, vector: np.ndarray) -> float:
     return max(float((self.index.sample @ vector).std()), 1e-6) if len(self) > 1 else 1.
 
 # %% ../nbs/65_search.ipynb #3ca1366b
-FUSED = 1000  # results of each ranking that are joined
+FUSED = 1000  # number of results of each ranking that are fused
 
 
 @patch
 def _select(
     self: Searcher, vector: np.ndarray, count: int, where: dict | None, like: str | None, collapse: bool, hybrid: str
 ) -> pd.DataFrame:
-    "The best products without the one asked about and, to collapse, without near-identical ones."
+    "The best products, without the image that the query refers to and, to collapse, without near-identical ones."
     depth = count + 1
     while True:
         if hybrid:
@@ -235,30 +231,30 @@ def _fuse(self: Searcher, vector: np.ndarray, text: str, count: int, where: dict
     by_image = np.where(products.index < len(found), 1 / (61 + products.index), 0)
     name_scores = {name: 1 / (61 + rank) for rank, name in enumerate(names)}
     by_name = products['image'].map(name_scores).fillna(0).to_numpy(float)
-    return products.iloc[np.lexsort((-by_name, -by_image - by_name))[:count]]  # of equal sums, the match by name first
+    return products.iloc[np.lexsort((-by_name, -by_image - by_name))[:count]]  # ties: the better match by name first
 
 # %% ../nbs/65_search.ipynb #19859f30
 @patch
 def search(
     self: Searcher,
-    query: str = '',  # text to search for; may be empty if there is an image
+    query: str = '',  # text to search for; may be empty if an image is given
     top_k: int = 5,  # number of results
     *,
     image: str | Path | bytes | Image.Image | None = None,  # image to search by
-    like: str | None = None,  # name of an image of the catalogue: more like this one, which is itself left out
-    image_weight: float = .5,  # weight of the image if there is a text as well, from 0 to 1
-    without: str = '',  # text that describes what is not wanted
+    like: str | None = None,  # image name of the catalogue to search by; the image itself is omitted
+    image_weight: float = .5,  # weight of the image in a query by text and image, from 0 to 1
+    without: str = '',  # text that describes what to exclude
     where: dict | None = None,  # conditions, as for read_where: {'category': 'Dresses', 'price': (10, 50)}
-    offset: int = 0,  # number of best results to skip: the second page of 5 starts at 5
+    offset: int = 0,  # number of best results to skip; 5 gives the second page of 5 results
     collapse: bool = False,  # show only one of several near-identical products
-    hybrid: bool = False,  # rank by product names as well; requires an index with full text, such as a LanceStore
-) -> pd.DataFrame:  # rank (from 1), image, display name, category, clip_score (100 * cosine), then the other columns
-    "The products that fit best; raises `InputError` for an empty query, a bad image, or an unknown column or name."
+    hybrid: bool = False,  # also rank by product names; requires a full-text index, such as that of a LanceStore
+) -> pd.DataFrame:  # rank (from 1), image, display name, category, clip_score (100 * cosine), other columns
+    "The products that match best. Raises `InputError` for an empty query, an invalid image, or an unknown name."
     top_k, offset = _count('top_k', top_k, 1), _count('offset', offset, 0)
     vector = self._query_vector(query, image, like, image_weight, without)
     text = _query_text(query) if hybrid else ''
     if hybrid and not text:
-        raise InputError('A hybrid search needs words: type a query.')
+        raise InputError('A hybrid search requires a text: type a query.')
     if like is None and not collapse and not hybrid:
         return _ranked(self.index.nearest(vector[None], top_k, where, offset)[0], offset)
     return _ranked(self._select(vector, top_k + offset, where, like, collapse, text).iloc[offset:], offset)
@@ -271,7 +267,7 @@ def search_many(
     top_k: int = 5,  # number of results per query
     where: dict | None = None,  # conditions, as for search
 ) -> list[pd.DataFrame]:  # one per query, as from search
-    "Many searches by text at once: one pass through the model, one matrix product."
+    "Search for many texts at once, which is faster than one by one."
     texts = [_query_text(query) for query in queries]
     if not all(texts):
         raise InputError(f'Query {texts.index("") + 1} of {len(texts)} is empty.')
@@ -283,13 +279,13 @@ def search_many(
 
 
 def _ranked(found: pd.DataFrame, offset: int = 0) -> pd.DataFrame:
-    "Results with a column rank in front."
+    "Insert the column rank in front of the results."
     found = found.drop(columns='rank', errors='ignore').reset_index(drop=True)
     found.insert(0, 'rank', np.arange(offset + 1, offset + 1 + len(found)))
     return found
 
 # %% ../nbs/65_search.ipynb #2383445b
-warnings.filterwarnings('ignore', 'Glyph .* missing from', UserWarning)  # an emoji in a title is drawn as a box
+warnings.filterwarnings('ignore', 'Glyph .* missing from', UserWarning)  # emoji are drawn as boxes
 
 
 def plot_results(
@@ -298,7 +294,7 @@ def plot_results(
     title: str = '',  # such as the query
     columns: int = 5,  # images per row
 ) -> Figure:
-    "A grid of images with CLIP score and name; an image that cannot be opened any more is shown as a note."
+    "Draw a grid of images with CLIP scores and names, and a note for each image that cannot be opened."
     rows = max(1, -(-len(results) // columns))
     fig = new_figure(figsize=(1.9 * columns, 2.35 * rows + .3 * bool(title)), layout='constrained')
     axes = fig.subplots(rows, columns, squeeze=False).ravel()
@@ -307,7 +303,7 @@ def plot_results(
     for ax, product in zip(axes, results.to_dict('records')):
         _show_product(ax, product, image_dir)
     if title:
-        fig.suptitle(_literal(title)[:90], fontsize=11)
+        fig.suptitle(printable(title)[:90], fontsize=11, parse_math=False)
     return fig
 
 
@@ -318,12 +314,7 @@ def _show_product(ax: Axes, product: dict, image_dir: str | Path | None) -> None
         ax.imshow(open_image(Path(image_dir)/product['image'], size=224))
     except InputError:
         ax.text(.5, .5, 'image\nmissing', ha='center', va='center', transform=ax.transAxes)
-    name = textwrap.wrap(_literal(product.get('display name', '')), 25, max_lines=2, placeholder=' …')
-    padding = [''] * (2 - len(name))  # images line up whatever the length of the names
-    ax.set_title('\n'.join([f"{product['clip_score']:.1f}", *name, *padding]), fontsize=8, linespacing=1.2)
-
-
-def _literal(text: Any) -> str:
-    "Text for matplotlib on one line, without control characters; a dollar sign does not start a formula."
-    line = ' '.join(str(text).split())
-    return ''.join(character if character.isprintable() else ' ' for character in line).replace('$', r'\$')
+    name = textwrap.wrap(printable(product.get('display name', '')), 25, max_lines=2, placeholder=' …')
+    padding = [''] * (2 - len(name))  # the images stay aligned
+    title = '\n'.join([f"{product['clip_score']:.1f}", *name, *padding])
+    ax.set_title(title, fontsize=8, linespacing=1.2, parse_math=False)

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unicodedata import east_asian_width
+from .cleaning import printable
 from .core import InputError, Paths, atomic_write, command_parser, console_script, non_negative_int
 from .data import catalogue_folder, image_folder
 from .embedding import load_embeddings
@@ -24,17 +25,13 @@ from .search import EMPTY, Searcher, plot_results
 from .where import Contains, read_where
 
 # %% ../nbs/66_search_command.ipynb #70d1c05d
-def _printable(text: Any) -> str:
-    return ''.join(character if character.isprintable() else ' ' for character in str(text))
-
-
 def _text_width(text: str) -> int:
-    "Columns of a terminal that a text takes."
+    "Number of terminal columns that a text takes."
     return sum(2 if east_asian_width(character) in 'WF' else 1 for character in text)
 
 
 def _fit(text: str, width: int, right: bool = False) -> str:
-    "Text in exactly this many columns of a terminal."
+    "Truncate or pad a text to a number of terminal columns."
     if _text_width(text) > width:
         while _text_width(text) >= width:
             text = text[:-1]
@@ -47,10 +44,10 @@ def results_table(
     results: pd.DataFrame,  # from Searcher.search or search_products
     width: int = 80,  # columns of the terminal
 ) -> str:
-    "Results as text."
+    "Format results as text."
     if not len(results):
         return 'No product matches.'
-    cells = {column: [column, *map(_printable, results[column])]
+    cells = {column: [column, *map(printable, results[column])]
              for column in ('rank', 'clip_score', 'display name', 'category', 'image') if column in results}
     cells['clip_score'] = ['score', *(f'{score:.2f}' for score in results['clip_score'])]
     limits = {'category': 18, 'image': 24}
@@ -64,9 +61,9 @@ def results_table(
 
 # %% ../nbs/66_search_command.ipynb #d9c2b81a
 def parse_where(
-    texts: Iterable[str] | None,  # conditions as typed
+    texts: Iterable[str] | None,  # conditions as typed on the command line
 ) -> dict:  # conditions, as for read_where
-    "Read conditions of the command line; raises `InputError` for a malformed one."
+    "Parse conditions. Raises `InputError` for a malformed one."
     where: dict = {}
     for text in texts or ():
         found = re.fullmatch(r'([^=~<>]+)(>=|<=|=|~)(.*)', text, re.DOTALL)
@@ -79,11 +76,11 @@ def parse_where(
 
 
 def _add_condition(text: str, operator: str, value: str, earlier: Any) -> Any:
-    "The condition on a column after one more text."
+    "Combine a condition with an earlier one on the same column."
     kind = {'=': list, '~': Contains, '>=': tuple, '<=': tuple}[operator]
     combines = operator != '~' and isinstance(earlier, kind)
     if earlier is not None and not combines:
-        raise InputError(f'The condition --where {text!r} does not combine with an earlier one on the same column.')
+        raise InputError(f'The condition --where {text!r} cannot be combined with an earlier one on the same column.')
     if operator == '~':
         return Contains(value)
     if operator == '=':
@@ -91,18 +88,18 @@ def _add_condition(text: str, operator: str, value: str, earlier: Any) -> Any:
     try:
         number = float(value)
     except ValueError:
-        raise InputError(f'The condition --where {text!r} fails: {value!r} is not a number.') from None
+        raise InputError(f'The condition --where {text!r} is invalid: {value!r} is not a number.') from None
     low, high = earlier or (None, None)
     return (number, high) if operator == '>=' else (low, number)
 
 # %% ../nbs/66_search_command.ipynb #03db221b
 def prompt(
-    searcher: Searcher,  # what to search
+    searcher: Searcher,  # searcher of the catalogue
     top_k: int = 5,  # number of results
-    history: Path | None = None,  # file that keeps earlier queries for the arrow keys
+    history: Path | None = None,  # file that stores queries for the arrow keys
     **options: Any,  # options of Searcher.search
 ) -> None:
-    "Ask for queries and answer them, until an empty line or the end of the input."
+    "Prompt for queries and print their results, until an empty line or the end of the input."
     print(f'{len(searcher):,} products. Type a query; an empty line ends the search.')
     line_editor = _line_editor(history)
     while True:
@@ -122,7 +119,7 @@ def prompt(
 
 
 def _line_editor(history: Path | None) -> ModuleType | None:
-    "The module readline with the earlier queries; None if the input is not a terminal."
+    "The module readline with the earlier queries; None if it is missing or the input is not a terminal."
     if history is None or not sys.stdin.isatty():
         return None
     with suppress(ImportError):  # Windows has no readline
@@ -135,24 +132,24 @@ def _line_editor(history: Path | None) -> ModuleType | None:
 
 # %% ../nbs/66_search_command.ipynb #28635391
 def _search_parser() -> ArgumentParser:
-    parser = command_parser('Find products by text or by image among those that clip_ft_embed has embedded.')
+    parser = command_parser('Search the products that clip_ft_embed has embedded, by text or by image.')
     add = parser.add_argument
-    add('query', nargs='?', help='text to search for, in quotes; without it and without an image, you are asked')
-    add('--image', metavar='FILE', help='image to search by, alone or with a text')
-    add('--like', metavar='NAME', help='more like this image of the catalogue')
-    add('--image-weight', type=float, default=.5, help='weight of the image if there is a text as well, from 0 to 1')
-    add('--not', dest='without', metavar='TEXT', default='', help='text that describes what is not wanted')
+    add('query', nargs='?', help='text to search for, in quotes; without a text or an image, a prompt opens')
+    add('--image', metavar='FILE', help='image to search by, alone or together with a text')
+    add('--like', metavar='NAME', help='search for products like this image of the catalogue')
+    add('--image-weight', type=float, default=.5, help='weight of the image in a query by text and image, from 0 to 1')
+    add('--not', dest='without', metavar='TEXT', default='', help='text that describes what to exclude')
     add('--where', action='append', metavar='CONDITION',
-        help='only products with category=Dresses, price>=10 or "display name~silk"; may be repeated, '
-             'and two values for the same column mean one of them')
+        help='condition such as category=Dresses, price>=10 or "display name~silk"; may be repeated, '
+             'and of several values for one column any may match')
     add('--top-k', type=int, default=5, help='number of results')
     add('--offset', type=non_negative_int, default=0, help='number of best results to skip')
     add('--collapse', action='store_true', help='show only one of several near-identical products')
     add('--json', action='store_true', help='print the results as JSON, with all columns')
-    add('--save-grid', metavar='FILE', default=None, help='also save the images of the results as one PNG file')
-    add('--model', default=None, help='model that made the embeddings: name on the Hugging Face hub, or folder; '
-                                      'by default checkpoints/best_model below --root')
-    add('--device', default=None, help='cuda, cuda:1, mps or cpu; by default the fastest one')
+    add('--save-grid', metavar='FILE', help='also save the images of the results as one PNG file')
+    add('--model', help='model that made the embeddings: name on the Hugging Face hub, or folder; '
+                        'by default checkpoints/best_model below --root')
+    add('--device', help='cuda, cuda:1, mps or cpu; by default the fastest available')
     return parser
 
 
@@ -162,12 +159,12 @@ def _check_arguments(args: Namespace, asked: bool) -> None:
     if args.query is not None and not args.query.strip():
         raise InputError(EMPTY)
     if not asked and (args.save_grid or args.json):
-        raise InputError('--save-grid and --json need a query or an image.')
+        raise InputError('--save-grid and --json require a query or an image.')
 
 # %% ../nbs/66_search_command.ipynb #47134ea8
 @console_script
 def search_main(argv: list[str] | None = None) -> None:
-    "clip_ft_search: find products by text, by image, or by both."
+    "clip_ft_search: search for products by text, by image, or by both."
     args = _search_parser().parse_args(argv)
     asked = bool(args.query is not None or args.image or args.like)
     _check_arguments(args, asked)

@@ -79,7 +79,7 @@ def test_kagl(place, run, tmp_path):
     out = kagl(*files)
     for text in ('AvgRecall', 'Recall@1', 'Recall@10', 'AvgP', 'P@10', 'MRR'):
         assert text in out
-    for text in ('12 display names', '3 queries that are no display names', 'in the training set'):
+    for text in ('12 display names', '3 queries that are not display names', 'in the training set'):
         assert text in out
     assert 'FashionCLIP' not in out                # published for a larger gallery: not comparable
     out = run(preprocess_main, '--root', root, '--test-size', .2, '--keep-out', files[0])
