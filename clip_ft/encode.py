@@ -59,7 +59,7 @@ def embed_images(
         size = images.shape[-1] if isinstance(images, torch.Tensor) else images.size
         if size != spec.size:
             raise InputError(f'The pixel cache holds images of {size} pixels, but the model reads {spec.size}.')
-    chosen = np.arange(len(images)) if rows is None else np.asarray(rows, dtype=np.int64)
+    chosen = np.arange(len(images)) if rows is None else np.array(rows, dtype=np.int64)
     normalize = Normalize(processor).to(device)
 
     def embed(model: nn.Module) -> np.ndarray:
