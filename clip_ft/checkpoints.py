@@ -130,7 +130,7 @@ class Snapshots:
         self.writer = ThreadPoolExecutor(1)
         self.pending: Future = Future()  # the latest write
         self.pending.set_result(None)
-        self.snapshot = self.pending  # the latest write of a snapshot
+        self.best = self.snapshot = self.pending  # the latest write of a best model, and of a snapshot
 
     def files(self) -> list[Path]:
         "The snapshots, newest first."
@@ -142,15 +142,19 @@ class Snapshots:
         return not self.snapshot.done()
 
     def submit(self, write: Callable, *args: Any) -> None:
-        "Queue a write. Waits for the latest write unless that is a snapshot, and raises its error."
-        if self.pending.done() or self.pending is not self.snapshot:
-            self.pending.result()
-        self.pending = self.writer.submit(_write_after, self.pending, write, *args)
+        "Queue the write of a best model. Waits for that of the previous best model, and raises its error."
+        self.best.result()
+        self.best = self._queue(write, *args)
 
     def save(self, step: int, state: dict) -> None:
-        "Queue a snapshot. Snapshots before the last two are removed."
-        self.submit(self._write, step, state)
-        self.snapshot = self.pending
+        "Queue a snapshot, without waiting. Snapshots before the last two are removed."
+        self.snapshot = self._queue(self._write, step, state)
+
+    def _queue(self, write: Callable, *args: Any) -> Future:
+        if self.pending.done():
+            self.pending.result()  # raises its error
+        self.pending = self.writer.submit(_write_after, self.pending, write, *args)
+        return self.pending
 
     def _write(self, step: int, state: dict) -> None:
         with atomic_write(self.folder/f'step-{step:010}.pt') as temporary:

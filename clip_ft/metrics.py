@@ -296,7 +296,7 @@ def retrieval_metrics(
 
 # %% ../nbs/41_metrics.ipynb #fd09b5d5
 class Gallery:
-    "Products to measure on: their images, tokenized full texts and duplicate groups."
+    "Products to measure on: their images, tokenized full texts, duplicate groups and right answers."
     def __init__(self,
         processor: Any,  # a processor of transformers
         images: Images,  # images of the products, in a form that embed_images takes
@@ -306,6 +306,7 @@ class Gallery:
         self.images, self.rows = images, rows
         self.tokens = Tokens(processor, products['full_text'])
         self.groups = duplicate_groups(products)
+        self.relevant = relevant_rows(self.groups)
 
 
 def measure(
@@ -319,6 +320,6 @@ def measure(
     image_embeds = embed_images(inference, processor, gallery.images, progress=False, rows=gallery.rows)
     text_embeds = embed_texts(inference, processor, gallery.tokens)
     metrics = batch_metrics(inference.full, image_embeds, text_embeds, gallery.groups, batch_size)
-    ranking = rank_relevant(text_embeds, image_embeds, relevant_rows(gallery.groups), best_only=True)
+    ranking = rank_relevant(text_embeds, image_embeds, gallery.relevant, best_only=True)
     metrics |= mean_metrics(query_metrics(ranking))
     return {name: metrics[name] for name in METRICS}
