@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY = passive
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab app test lint docs-check notebooks clean-notebooks screenshot hooks clean
+.PHONY: help demo lab app test test-notebooks test-python lint docs-check notebooks clean-notebooks screenshot hooks clean
 
 help: ## List the targets (also: plain make)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,12 +36,16 @@ lab: .venv/ready ## Open the search notebook in JupyterLab (LAB_FLAGS: its optio
 app: .venv/ready ## Serve the search page with Voila (ROOT: a project, by default the demo; APP_FLAGS: options of Voila)
 	CLIP_FT_ROOT=$(abspath $(ROOT)) $(BIN)/voila $(APP_FLAGS) nbs/app.ipynb
 
-# All notebooks in order and in one process, then tests/, even if a notebook fails.
+# All notebooks in order and in one process and, beside them, tests/; each of the two also after a failure of the other.
 test: .venv/ready ## Run all notebooks and all tests
-	failed=0; \
-	$(BIN)/nbdev_test --n_workers 0 --do_print --timing || failed=1; \
-	$(BIN)/python -m pytest -q tests || failed=1; \
-	exit $$failed
+	@$(MAKE) --no-print-directory -k -j2 test-notebooks test-python
+
+test-notebooks: .venv/ready ## Run all notebooks
+	$(BIN)/nbdev_test --n_workers 0 --do_print --timing
+
+# One thread per test: the notebooks, and the processes that tests start, compute at the same time.
+test-python: .venv/ready ## Run all tests of tests/
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests
 
 lint: .venv/ready ## Check style with ruff and types with mypy
 	failed=0; $(BIN)/ruff check || failed=1; $(BIN)/mypy || failed=1; exit $$failed
