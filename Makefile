@@ -37,15 +37,15 @@ app: .venv/ready ## Serve the search page with Voila (ROOT: a project, by defaul
 	CLIP_FT_ROOT=$(abspath $(ROOT)) $(BIN)/voila $(APP_FLAGS) nbs/app.ipynb
 
 # All notebooks in order and in one process and, beside them, tests/; each of the two also after a failure of the other.
+# With one thread each, the two do not compete for the same cores.
 test: .venv/ready ## Run all notebooks and all tests
-	@$(MAKE) --no-print-directory -k -j2 test-notebooks test-python
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -k -j2 test-notebooks test-python
 
 test-notebooks: .venv/ready ## Run all notebooks
 	$(BIN)/nbdev_test --n_workers 0 --do_print --timing
 
-# One thread per test: the notebooks, and the processes that tests start, compute at the same time.
 test-python: .venv/ready ## Run all tests of tests/
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q tests
 
 lint: .venv/ready ## Check style with ruff and types with mypy
 	failed=0; $(BIN)/ruff check || failed=1; $(BIN)/mypy || failed=1; exit $$failed
