@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils._triton import has_triton
 from transformers.activations import QuickGELUActivation
 from typing import Any
-from .model import evaluating, model_device, tower_layers
+from .model import in_evaluation_mode, model_device, tower_layers
 
 # %% ../nbs/32_fast.ipynb #fdae1de5
 def autocast_dtype(
@@ -118,11 +118,11 @@ class InferenceModel:
     ) -> np.ndarray:
         "Return the result of work in 16 bits, or in full precision if a value in 16 bits is not finite."
         if self.half is not None:
-            with evaluating(self.half):
+            with in_evaluation_mode(self.half):
                 result = work(self.half)
             if np.isfinite(result).all():
                 return result
-        with evaluating(self.full):
+        with in_evaluation_mode(self.full):
             return work(self.full)
 
 # %% ../nbs/32_fast.ipynb #95d4d61f

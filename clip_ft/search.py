@@ -27,7 +27,7 @@ from .checkpoints import weights_hash
 from .cleaning import printable
 from .core import InputError, Paths, new_figure
 from .data import catalogue_folder, image_folder
-from .embedding import check_lengths, load_embeddings
+from .embedding import check_sizes, load_embeddings
 from .encode import embed_images, embed_texts
 from .exact import ExactIndex, top_rows
 from .fast import InferenceModel
@@ -51,7 +51,7 @@ def search_products(
     text, top_k, names = _query_text(query), _count('top_k', top_k, 1), np.asarray(image_names)
     if not text:
         raise InputError(EMPTY)
-    check_lengths(image_embeddings, names, dataframe)
+    check_sizes(image_embeddings, names, dataframe)
     vector = embed_texts(model, processor, text)[0]
     if len(dataframe) and len(vector) != image_embeddings.shape[1]:
         raise InputError(f'The embeddings were made by another model: their dimension is {image_embeddings.shape[1]}, '
