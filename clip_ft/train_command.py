@@ -27,7 +27,7 @@ from .training import TrainConfig, train
 def demo_config(
     **changes: Any,  # settings with other values
 ) -> TrainConfig:
-    "Settings with which the tiny CLIP learns the demo catalogue in about two minutes on two cores."
+    "Settings with which the tiny CLIP learns the demo catalogue in a few minutes on two cores."
     texts = dict(name=1, full_text=1, attributes=2)
     settings: dict[str, Any] = dict(epochs=20, lr=4e-4, patience=4, weight_decay=0.1, texts=texts)
     return TrainConfig(**(settings | changes))

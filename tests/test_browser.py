@@ -128,7 +128,7 @@ def serve(folder, root, *command):
     env |= {'CLIP_FT_ROOT': str(root), 'OMP_NUM_THREADS': '1'}
     arguments = [BIN/command[0], *map(str, command[1:]), '--no-browser', f'--port={port}']
     process = subprocess.Popen(arguments, env=env, cwd=folder, stdout=log.open('w'), stderr=subprocess.STDOUT)
-    for _ in range(300):
+    for _ in range(1200):  # two minutes: other tests may run beside it
         assert process.poll() is None, log.read_text()
         try:
             socket.create_connection(('127.0.0.1', port), .1).close()
