@@ -41,7 +41,7 @@ def test_own_queries_and_the_report(place, run, tmp_path):
     ('query,image\nred,{0}\nred,gone.jpg\n', "row 3, column image: 'gone.jpg'"),
     ('query,picture\nred,{0}\n', "no column 'image'"),
     ('query,image\n', 'the table has no rows'),
-    ('query,image\n"red,{0}\n', 'a quote is not closed'),
+    ('query,image\n"red,{0}\n', 'a quoted text is not closed'),
     (None, 'cannot be read'),
 ])
 def test_wrong_queries(place, run, tmp_path, text, message):
