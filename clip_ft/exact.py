@@ -15,7 +15,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 from .core import InputError
 from .int8 import Int8Bounds
-from .where import Condition, fits, read_where, with_scores
+from .where import Condition, fits, leading_first, read_where, with_scores
 
 # %% ../nbs/63_exact.ipynb #283de818
 def top_rows(
@@ -43,8 +43,7 @@ class ExactIndex:
         self.weights_hash: str = embeddings['weights_hash']
         images = [str(name) for name in embeddings['image_names']]
         table = embeddings['dataframe'].reset_index(drop=True).assign(image=images)
-        first = [column for column in ('image', 'display name', 'category') if column in table]
-        self.dataframe: pd.DataFrame = table[first + [column for column in table if column not in first]]
+        self.dataframe: pd.DataFrame = leading_first(table)
         self.distinct_values = lru_cache(64)(self._distinct_values)
         self.rows_where = lru_cache(64)(self._rows_where)
 
@@ -146,10 +145,8 @@ def top(
     where: dict | None = None,  # conditions, as for read_where
 ) -> list[Found]:  # row numbers and scores of each query, best first
     "The best rows for each query; equal scores in the order of the rows."
-    rows = None
-    if where is not None:
-        conditions = read_where(where, self.columns)
-        rows = self.rows_where(conditions) if conditions else None
+    conditions = read_where(where, self.columns)
+    rows = self.rows_where(conditions) if conditions else None
     if len(vectors) < 16:
         return [self._search_one(vector, top_k, rows) for vector in vectors]
     blocks = (vectors[start:start + 128] for start in range(0, len(vectors), 128))

@@ -108,6 +108,11 @@ def _positions(counts):
     return np.arange(counts.sum())-np.repeat(starts, counts)
 
 
+def _first(counts):
+    "Of values that are stored query by query: the position of the first value of each query that has any."
+    return (counts.cumsum()-counts)[counts > 0]
+
+
 @dataclass
 class Ranking:
     "Ranks of the P right answers of N queries."
@@ -124,8 +129,8 @@ class Ranking:
     @property
     def best(self) -> np.ndarray:
         "float64 [N]: rank of the best right answer of each query; NaN for a query without one."
-        best, answered = np.full(len(self.counts), np.nan), self.counts > 0
-        best[answered] = self.ranks[(self.counts.cumsum()-self.counts)[answered]]
+        best = np.full(len(self.counts), np.nan)
+        best[self.counts > 0] = self.ranks[_first(self.counts)]
         return best
 
 # %% ../nbs/41_metrics.ipynb #424c2d69
@@ -171,8 +176,8 @@ def _at_least_right(block, right, counts):
 
 def _at_least_best(block, right, counts):
     "For each right answer, the number of scores that are at least as high as the best right answer of its query."
-    best, answered = np.full(len(block), np.inf, np.float32), counts > 0
-    best[answered] = np.maximum.reduceat(right, (counts.cumsum()-counts)[answered])
+    best = np.full(len(block), np.inf, np.float32)
+    best[counts > 0] = np.maximum.reduceat(right, _first(counts))
     return np.repeat(block.shape[1]-np.count_nonzero(block < best[:, None], axis=1), counts)
 
 
@@ -200,9 +205,8 @@ def _ranks(query, scores, gains, at_least):
 # %% ../nbs/41_metrics.ipynb #4a71c0e2
 def _only_best(ranking: Ranking) -> Ranking:
     "The best right answer of each query."
-    answered = ranking.counts > 0
-    first = (ranking.counts.cumsum()-ranking.counts)[answered]
-    return Ranking(ranking.ranks[first], answered.astype(np.int64), ranking.gains[first], ranking.top)
+    first = _first(ranking.counts)
+    return Ranking(ranking.ranks[first], (ranking.counts > 0).astype(np.int64), ranking.gains[first], ranking.top)
 
 
 def rank_relevant(
@@ -211,14 +215,15 @@ def rank_relevant(
     relevant: Sequence,  # N arrays: the distinct gallery rows that are right for each query
     gains: Sequence | None = None,  # N arrays: their relevance, above 0; None: all 1
     top_k: int = 0,  # number of results to return for each query
-    best_only: bool = False,  # rank only the best right answer of each query
+    best_only: bool = False,  # rank only the best answer of each query
     block_size: int = 512,  # queries per matrix product; each takes 4 * M bytes
 ) -> Ranking:
     "Rank all right answers among the gallery; ties count against them. Raises InputError for lists that do not fit."
     queries, gallery = np.asarray(query_embeds, np.float32), np.asarray(gallery_embeds, np.float32)
     columns, counts = _flatten_relevant(relevant, len(queries), len(gallery))
+    all_gains = _flatten_gains(gains, counts)
     query, ends = np.repeat(np.arange(len(counts)), counts), counts.cumsum()
-    count_at_least = _at_least_best if best_only else _at_least_right
+    count = _at_least_best if best_only else _at_least_right
     scores, at_least = np.empty(len(columns), np.float32), np.empty(len(columns), np.int64)
     top = np.empty((len(queries), min(top_k, len(gallery))), np.int64)
     for start in range(0, len(queries), block_size):
@@ -226,11 +231,11 @@ def rank_relevant(
         rows = slice(start, start+len(block))
         own = slice(ends[start]-counts[start], ends[rows][-1])
         scores[own] = block[query[own]-start, columns[own]]
-        at_least[own] = count_at_least(block, scores[own], counts[rows])
+        at_least[own] = count(block, scores[own], counts[rows])
         if top.size:
             top[rows] = _first_results(block, relevant[rows], top.shape[1])
-    ranks, sorted_gains = _ranks(query, scores, _flatten_gains(gains, counts), at_least)
-    ranking = Ranking(ranks, counts, sorted_gains, top)
+    ranks, all_gains = _ranks(query, scores, all_gains, at_least)
+    ranking = Ranking(ranks, counts, all_gains, top)
     return _only_best(ranking) if best_only else ranking
 
 # %% ../nbs/41_metrics.ipynb #4a71c0e7
