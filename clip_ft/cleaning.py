@@ -37,7 +37,7 @@ def clean_text(
     "Remove tags, control characters and repeated white space, and decode entities."
     texts = as_texts(texts).str.replace(_TORN_APOSTROPHE, '’', regex=True)
     texts = texts.str.replace(_TORN_ENTITY, r'&\1;', regex=True)
-    texts = texts.map(html.unescape)
+    texts = texts.map(html.unescape).astype(object)  # map returns dtype str in pandas 3
     for pattern, replacement in ((_TAG, ' '), (_CUT_TAG, ''), (_SPACE, ' ')):
         texts = texts.str.replace(pattern, replacement, regex=True)
     return texts.str.strip().astype(str)
