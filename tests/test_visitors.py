@@ -121,7 +121,8 @@ def test_other_host_names(server, host, path):
 
 
 def test_error_pages(server):
-    for path in ('/missing', '/voila/files/search.ipynb', '/voila/static/missing', '/voila/templates/clip_ft/static/missing'):
+    paths = '/missing', '/voila/files/search.ipynb', '/voila/static/missing', '/voila/templates/clip_ft/static/missing'
+    for path in paths:
         connection = HTTPConnection(server.url.removeprefix('http://'), timeout=20)
         connection.request('GET', path)
         answer = connection.getresponse()
