@@ -1,20 +1,14 @@
-"""Kill a run at any moment and repeat the command: it resumes, and ends as if nothing had happened. Ctrl-C likewise.
+"Kill a run at any moment and repeat the command: it resumes, and ends as if nothing had happened. Ctrl-C likewise."
 
-Starting Python and importing torch takes longer than what is tested here, so the commands run in children of a fork
-server that has imported everything once. They are still processes of their own, and SIGKILL kills them.
-"""
-import multiprocessing
 import os
 import random
 import re
 import shutil
 import signal
-import threading
 import time
 
 import pytest
 import torch
-from tqdm import tqdm
 
 from clip_ft.checkpoints import Snapshots
 from clip_ft.core import Paths, temporary_path
@@ -25,42 +19,16 @@ KILLS, EPOCHS, STEPS = 20, 12, 60     # five steps per epoch
 # embeddings of the products, moving average, best epoch.
 SETTINGS = ['--model', 'tiny', '--device', 'cpu', '--epochs', EPOCHS, '--patience', EPOCHS, '--lr', 3e-4,
             '--batch-size', 16, '--hard-negative-size', 4, '--ema', .5]
-PRELOAD = ['clip_ft.train_command', 'matplotlib.backends.backend_agg',
-           *(f'transformers.models.clip.{part}_clip' for part in ('modeling', 'processing', 'image_processing'))]
-
-
-def child(args, log):
-    "Run clip_ft_train in a process that does nothing else."
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())       # the default lock is a semaphore that a killed process would leave behind
-    train_main(args)
 
 
 @pytest.fixture(scope='module')
-def start():
+def start(fork):
     "A function that starts clip_ft_train and returns the process and the file of its output."
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(PRELOAD)
-    running = []
-
     def begin(root, *args):
         log = root/'log.txt'
         log.write_text('')
-        arguments = [str(arg) for arg in ('--root', root, *SETTINGS, *args)]
-        process = context.Process(target=child, args=(arguments, log))
-        process.start()
-        running.append(process)
-        return process, log
-
-    yield begin
-    for process in running:
-        if process.is_alive():
-            process.kill()
-        process.join()
+        return fork(train_main, [str(arg) for arg in ('--root', root, *SETTINGS, *args)], log=log), log
+    return begin
 
 
 def finish(started, code=0):
