@@ -15,6 +15,7 @@ import torch
 import zipfile
 from accelerate import PartialState
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from datetime import timedelta
 from functools import partial
 from hashlib import blake2b
@@ -231,10 +232,11 @@ def embed_shards(
     shards = [names[start:start + SHARD] for start in range(0, len(names), SHARD)][process::processes]
     files = [_shard_path(folder, process + i * processes) for i in range(len(shards))]
     blocks = ((shard, _known(_read_shard(file, len(shard)))) for shard, file in zip(shards, files))
-    embedded = embed_blocks(model, processor, image_dir, blocks, sum(map(len, shards)), progress)
-    for file, shard in zip(files, embedded):
-        with atomic_write(file) as temporary:
-            np.savez(temporary, **shard._asdict())
+    total = sum(map(len, shards))
+    with closing(embed_blocks(model, processor, image_dir, blocks, total, progress)) as embedded:
+        for file, shard in zip(files, embedded):
+            with atomic_write(file) as temporary:
+                np.savez(temporary, **shard._asdict())
 
 # %% ../nbs/60_embedding.ipynb #a9ceded8
 def embed_catalogue(
