@@ -147,13 +147,14 @@ def _disk_errno(error: BaseException | None) -> int | None:
 @contextmanager
 def name_disk_errors(
     path: str | Path,  # file or folder that is written in this block
-    temporary: Path | None = None,  # its temporary name
+    temporary: Path | None = None,  # temporary name of the file or folder
 ) -> Iterator[None]:
     "Raise an `OSError` that names the path if the disk is full, write-protected or damaged."
     try:
         yield
     except Exception as error:
-        named = isinstance(error, OSError) and error.filename not in (None, str(temporary))
+        file = error.filename if isinstance(error, OSError) else None
+        named = file and not (temporary and str(file).startswith(str(temporary)))
         number = _disk_errno(error)
         if named or number is None or isinstance(error, InputError):
             raise

@@ -5,16 +5,14 @@
 # %% auto #0
 __all__ = ['MAIN_COLUMNS', 'TABLE_NAMES', 'SOURCE_FILE', 'find_table', 'product_ids', 'read_products', 'image_folder',
            'image_paths', 'read_source', 'write_source', 'catalogue_folder', 'clean_products', 'duplicate_groups',
-           'split_products', 'summarize', 'plot_summary', 'preprocess', 'load_split', 'split_digest',
-           'add_columns_option', 'preprocess_main']
+           'split_products', 'summarize', 'plot_summary', 'preprocess', 'load_split', 'add_columns_option',
+           'preprocess_main']
 
 # %% ../nbs/10_data.ipynb #96a440eb
 import json
 import os
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Collection, Iterable
-from contextlib import ExitStack
-from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from clip_ft.core import (
 )
 from .images import check_images
 from .locks import stage_lock
+from .splits import read_split, write_split
 from .tables import read_judgments, read_table, write_table
 
 # %% ../nbs/10_data.ipynb #59468d44
@@ -263,8 +262,7 @@ def split_products(
     keep_out: Collection[str] = (),  # IDs of products that must not be in the training set
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # training and test set; rows keep their order
     "Split products, keeping duplicates together and the shares of the categories."
-    if not 0 < test_size < 1:
-        raise InputError(f'The test size must be between 0 and 1, not {test_size}.')
+    _check_test_size(test_size)
     groups = duplicate_groups(products)
     _, first, sizes = np.unique(groups, return_index=True, return_counts=True)
     if len(sizes) < 2:
@@ -280,6 +278,11 @@ def split_products(
         in_test[smallest] = not in_test[smallest]
     test = in_test[groups]
     return products[~test].reset_index(drop=True), products[test].reset_index(drop=True)
+
+
+def _check_test_size(test_size: float) -> None:
+    if not 0 < test_size < 1:
+        raise InputError(f'The test size must be between 0 and 1, not {test_size}.')
 
 # %% ../nbs/10_data.ipynb #e7e5cb2f
 def summarize(
@@ -320,8 +323,7 @@ def preprocess(
     keep_out: str | Path | None = None,  # file for read_judgments; its products are kept out of training
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # training and test set
     "Read, clean and split the catalogue, write the three tables and print a summary."
-    if not 0 < test_size < 1:  # checked before the images are decoded
-        raise InputError(f'The test size must be between 0 and 1, not {test_size}.')
+    _check_test_size(test_size)  # before the images are decoded
     ids = {product for gains in read_judgments(keep_out).values() for product in gains} if keep_out else set()
     folder = catalogue_folder(paths)
     with stage_lock('preprocess', paths.processed):
@@ -333,7 +335,7 @@ def preprocess(
             reasons = ', '.join(f'{reason} ({count:,})' for reason, count in summary['rows'][1:].items())
             raise InputError(f'None of the {len(products):,} rows is usable: {reasons}; see {paths.rejects_csv}.')
         train, test = split_products(kept, test_size, seed, ids)
-        _write_split(paths, train, test, rejects)
+        write_split(paths, train, test, rejects)
     print(summary.to_string())
     print(f'{len(train):,} rows to train on and {len(test):,} to test on')
     if ids:
@@ -343,58 +345,11 @@ def preprocess(
     return train, test
 
 # %% ../nbs/10_data.ipynb #aa07bb6f
-def _write_split(paths: Paths, train: pd.DataFrame, test: pd.DataFrame, rejects: pd.DataFrame) -> None:
-    "Replace the tables of the split together."
-    tables = {paths.test_csv: test, paths.train_csv: train, paths.rejects_csv: rejects}
-    digests = {}
-    with ExitStack() as renamings:  # made at the end, from last to first
-        for path, table in tables.items():
-            temporary = renamings.enter_context(atomic_write(path, durable=True))
-            write_table(table, temporary)
-            digests[path.name] = _file_digest(temporary)
-        renamings.enter_context(atomic_write(paths.split_json, durable=True)).write_text(json.dumps(digests, indent=1))
-
-
-def _file_digest(path: Path) -> str:
-    with open(path, 'rb') as file:
-        return file_digest(file, lambda: blake2b(digest_size=16)).hexdigest()
-
-
-def _check_split(paths: Paths) -> list[str]:  # hashes of train.csv and test.csv
-    "Raise InputError if the tables are not of the same split."
-    files = (paths.train_csv, paths.test_csv)
-    for path in files:
-        if not path.is_file():
-            raise InputError(f'{path} does not exist; run clip_ft_preprocess (or preprocess) first.')
-    digests = [_file_digest(path) for path in files]
-    if paths.split_json.exists():
-        try:
-            expected = json.loads(paths.split_json.read_bytes())
-        except ValueError:
-            expected = None
-        if not isinstance(expected, dict) or digests != [expected.get(path.name) for path in files]:
-            raise InputError(f'{paths.train_csv} and test.csv are not of the same split, because clip_ft_preprocess '
-                             'has not finished or a table was changed; run clip_ft_preprocess again.')
-    return digests
-
-
 def load_split(
     paths: Paths,  # the project
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # training and test set, as returned by preprocess
     "Read the training and the test set. Raises InputError if preprocess has not been run, or has not finished."
-    digests = _check_split(paths)
-    tables = read_table(paths.train_csv), read_table(paths.test_csv)
-    if _check_split(paths) != digests:
-        raise InputError(f'The split in {paths.split} was replaced while it was read; repeat this call.')
-    return tables
-
-
-def split_digest(
-    train_products: pd.DataFrame,  # training set
-) -> str:  # 16 hexadecimal digits
-    "Identify a split by the images of its training set; a model stores it, so that evaluation can compare."
-    names = '\n'.join(sorted(as_texts(train_products['image'])))
-    return blake2b(names.encode(errors='backslashreplace'), digest_size=8).hexdigest()
+    return read_split(paths)
 
 # %% ../nbs/10_data.ipynb #4ea1d3cd
 def add_columns_option(

@@ -38,8 +38,8 @@ def stage_lock(
         raise InputError(f'Cannot {stage.replace("_", " ")} in {folder}: {_holder(holder)} is doing so. '
                          'Wait until it has finished, or end it, and repeat this call.') from None
     try:
-        since = f'{datetime.now():%Y-%m-%d %H:%M:%S}'
-        holder.write_text(f'process {os.getpid()} on {platform.node()}, since {since},')
+        with suppress(OSError):  # the disk is full: the stage itself reports that, with the name of its file
+            holder.write_text(_this_process())
         yield
     finally:
         for file in (holder, path):  # a process that has already opened the lock notices that it was removed
@@ -48,6 +48,11 @@ def stage_lock(
         if is_new:
             with suppress(OSError):  # not empty: the stage has written something
                 folder.rmdir()
+
+
+def _this_process() -> str:
+    "Describe this process to others."
+    return f'process {os.getpid()} on {platform.node()}, since {datetime.now():%Y-%m-%d %H:%M:%S},'
 
 
 def _holder(path: Path) -> str:

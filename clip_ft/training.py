@@ -23,19 +23,20 @@ from pathlib import Path
 from typing import Any
 from tqdm.auto import tqdm
 from .batches import TrainingBatches
-from .checkpoints import (
-    Snapshots, catch_interrupt, load_checkpoint, on_cpu, remove_leftovers, run_fingerprint, save_best)
+from .checkpoints import Snapshots, catch_interrupt, load_checkpoint, on_cpu, run_fingerprint, save_best
 from .core import InputError, Paths
 from .data import image_paths, split_products
 from .dataset import PixelCache, ResizeSpec, to_device
 from .encode import embed_images, embed_texts
 from .fast import CompiledLayers, InferenceModel, RecordedStep, autocast_dtype, can_compile
 from .history import History, memory_gb
+from .locks import stage_lock
 from .losses import embedding_gradients, gather_rows, hard_negative_batches, model_loss
 from .metrics import Gallery, METRICS, batch_hits, measure
 from .model import image_features, model_device, text_features
 from .optimizer import ScheduledAdamW, lr_at
 from .parameters import add_lora, freeze_early_layers, merged_state_dict
+from .splits import split_digest
 
 # %% ../nbs/43_training.ipynb #7c1fea7c
 TEXTS = dict(name=2, category=1, sentence=1, full_text=2, attributes=2)  # kind of text -> weight
@@ -99,6 +100,7 @@ class Trainer:
     ) -> None:
         self.model: Any = model
         self.processor, self.config, self.paths, self.test = processor, config, paths, test
+        self.split = split_digest(products)
         self.device = model_device(model)
         self.world, self.main = PartialState().num_processes, PartialState().is_main_process
         self.fingerprint = run_fingerprint(config, model, cache, products, ignore=SAME_RESULT)
@@ -251,7 +253,7 @@ def measure_epoch(self: Trainer, epoch: int, train_metrics: dict) -> None:
                 record |= {f'{part}_{name}': value for name, value in metrics.items()}
         if self.history.improves(record):
             weights = on_cpu(merged_state_dict(self.model))
-            notes = dict(config=asdict(config), base=self.model.name_or_path, **record)
+            notes = dict(config=asdict(config), base=self.model.name_or_path, split=self.split, **record)
             self.snapshots.submit(save_best, self.paths, self.model, self.processor, weights, notes)
     self.history.add(record)
 
@@ -268,20 +270,17 @@ def save_snapshot(self: Trainer, always: bool = False) -> None:
 @patch
 def resume(self: Trainer, fresh: bool) -> None:
     "Restore the last snapshot, or remove all if fresh. Raises InputError if it belongs to another run."
-    last = self.paths.last
-    if self.main:
-        remove_leftovers(self.paths.checkpoints, last)
-        if fresh:
-            self.snapshots.clear()
+    if self.main and fresh:
+        self.snapshots.clear()
     PartialState().wait_for_everyone()
     state = self.snapshots.load_run(self.fingerprint, verbose=self.main)
     step = torch.tensor([state['step'] if state else 0], device=self.device)
     if (gather_rows(step) != step).any():
-        raise InputError(f'The processes see different snapshots in {last}: all machines must share this folder.')
+        raise InputError(f'The processes see different snapshots in {self.paths.last}: all machines must share it.')
     if state:
         self.restore(state)
         if self.main:
-            print(f'Resuming the run in {last} after step {self.step:,} of {self.optimizer.steps:,}.')
+            print(f'Resuming the run in {self.paths.last} after step {self.step:,} of {self.optimizer.steps:,}.')
 
 # %% ../nbs/43_training.ipynb #6de9c001
 @patch
@@ -393,8 +392,9 @@ def train(
         found = f'not {len(train_products)} and {len(test_products)}'
         raise InputError(f'Training needs at least 4 products to train on and 2 to test on, {found}.')
     spec, train_products = ResizeSpec.from_processor(processor), train_products.reset_index(drop=True)
-    with PartialState(cpu=device.type == 'cpu').main_process_first():
-        images = image_paths(train_products, image_dir), image_paths(test_products, image_dir)
-        cache, test_cache = (PixelCache.build(part, spec, paths.pixels) for part in images)
-    test = Gallery(processor, to_device(test_cache.pixels, device), test_products)
-    return Trainer(model, processor, cache, train_products, config, paths, test).fit(fresh)
+    with stage_lock('train', paths.checkpoints):
+        with PartialState(cpu=device.type == 'cpu').main_process_first():
+            images = image_paths(train_products, image_dir), image_paths(test_products, image_dir)
+            cache, test_cache = (PixelCache.build(part, spec, paths.pixels) for part in images)
+        test = Gallery(processor, to_device(test_cache.pixels, device), test_products)
+        return Trainer(model, processor, cache, train_products, config, paths, test).fit(fresh)

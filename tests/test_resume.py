@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from clip_ft.checkpoints import Snapshots
-from clip_ft.core import Paths
+from clip_ft.core import Paths, temporary_path
 from clip_ft.train_command import train_main
 
 KILLS, EPOCHS, STEPS = 20, 12, 60     # five steps per epoch
@@ -183,15 +183,22 @@ def test_damaged_snapshots(halfway, straight, start):
     assert_same_end(root, straight)
 
 
+def abandoned(path):
+    "A temporary name as a process that has ended would have chosen it."
+    temporary = temporary_path(path)
+    return temporary.with_name(re.sub(r'-(\d+)-(\d+)-', r'-\1-1-', temporary.name))
+
+
 def test_temporary_files_of_killed_processes(halfway, straight, start):
     "They are ignored and removed."
     root = copy(halfway, halfway.parent/'stale')
     paths = Paths(root)
     whole = Snapshots(paths.last).files()[0].read_bytes()
-    (paths.last/'.0123456789ab.pt').write_bytes(whole[:len(whole)//3])
-    (paths.checkpoints/'.0123456789ab.csv').write_text('epoch,st')
-    (paths.checkpoints/'.best_model-new-01234567').mkdir()
-    (paths.checkpoints/'.best_model-new-01234567'/'model.safetensors').write_bytes(whole[:1000])
+    abandoned(paths.last/'x.pt').write_bytes(whole[:len(whole)//3])
+    abandoned(paths.checkpoints/'x.csv').write_text('epoch,st')
+    folder = abandoned(paths.checkpoints/'x')
+    folder.mkdir()
+    (folder/'model.safetensors').write_bytes(whole[:1000])
     assert 'damaged' not in finish(start(root))
     assert not partly_written(root)
     assert_same_end(root, straight)
