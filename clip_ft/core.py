@@ -29,6 +29,7 @@ from hashlib import blake2b
 from multiprocessing import current_process, get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from threading import Thread
 from typing import Any, NoReturn
 
@@ -201,23 +202,51 @@ def flush_to_disk(
 def console_script(
     main: Callable[[list[str] | None], None],  # takes the list of arguments; None means those of the command line
 ) -> Callable[..., None]:  # main with error handling
-    "Report invalid input in one line (exit code 2) and Ctrl-C (exit code 130). Other errors keep their traceback."
+    "Report invalid input (exit code 2), Ctrl-C (130) and unexpected errors (1) in one line."
     @wraps(main)
     def run(argv: list[str] | None = None) -> None:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            if hasattr(stream, 'reconfigure'):
+                stream.reconfigure(errors='backslashreplace')
         try:
             main(argv)
-        except (InputError, OSError, KeyboardInterrupt) as error:
+            sys.stdout.flush()
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, BrokenPipeError) and _output_is_closed():
+                raise SystemExit(0) from None
             if '--debug' in (sys.argv[1:] if argv is None else argv):
                 traceback.print_exc()
-            interrupted = isinstance(error, KeyboardInterrupt)
-            message = 'interrupted' if interrupted else f'error: {_one_sentence(error)}'
+            message, code = _message_and_code(error)
             if os.environ.get('LOCAL_RANK', '0') == '0':
                 print(' '.join(message.split()), file=sys.stderr)
-            raise SystemExit(130 if interrupted else 2) from None
+            raise SystemExit(code) from None
     return run
 
 
-def _one_sentence(error: BaseException) -> str:
+def _output_is_closed() -> bool:
+    "Whether the program that reads the output, such as head, has ended; if so, the rest of the output is discarded."
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _message_and_code(error: BaseException) -> tuple[str, int]:
+    if isinstance(error, KeyboardInterrupt):
+        return 'interrupted', 130
+    if isinstance(error, (InputError, OSError)):
+        return f'error: {_one_sentence(error)}', 2
+    if isinstance(error, MemoryError) or 'OutOfMemory' in type(error).__name__ or 'allocate memory' in str(error):
+        return 'error: There is not enough memory. Use smaller batches or images, or fewer products at a time.', 2
+    with NamedTemporaryFile('w', prefix='clip_ft-', suffix='.log', encoding='utf-8', delete=False) as log:
+        traceback.print_exception(error, file=log)
+    first_line = (str(error).strip().splitlines() or [''])[0][:300]
+    return f'error: {type(error).__name__}: {first_line}. This was not expected; the traceback is in {log.name}.', 1
+
+
+def _one_sentence(error: InputError | OSError) -> str:
     "The message of an error; for one of the operating system, what is wrong, where, and what to do."
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
@@ -246,8 +275,8 @@ def non_negative_int(
     text: str,  # argument of a command
 ) -> int:
     "Parse a count or a seed; an argparse `type`."
-    if not text.isdecimal():
-        raise ArgumentTypeError('must be a non-negative integer')
+    if not text.isdecimal() or len(text) > 19 or int(text) >= 2**63:
+        raise ArgumentTypeError('must be a non-negative integer below 2**63')
     return int(text)
 
 # %% ../nbs/00_core.ipynb #5d0a91c5

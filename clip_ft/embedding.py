@@ -34,7 +34,7 @@ from .encode import embed_images
 from .fast import InferenceModel
 from .images import ImageError, image_problem
 from .locks import stage_lock
-from .model import default_device, embedding_size, load_model, model_device
+from .model import embedding_size, load_model, model_device, open_device
 
 # %% ../nbs/60_embedding.ipynb #96da3523
 def save_embeddings(
@@ -298,8 +298,8 @@ def embed_main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     paths = Paths(args.root)
     load_split(paths)  # reports a missing split before a model is loaded
-    device = torch.device(args.device or default_device())
-    state = PartialState(cpu=device.type == 'cpu', timeout=timedelta(hours=6))  # gives each process its own device
+    cpu = open_device(args.device).type == 'cpu'
+    state = PartialState(cpu=cpu, timeout=timedelta(hours=6))  # gives each process its own device
     model, processor = load_model(args.model or paths.best_model, args.device)
     data = embed_catalogue(model, processor, paths, np.float16 if args.float16 else np.float32)
     if state.is_main_process:

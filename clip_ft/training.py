@@ -14,7 +14,7 @@ import time
 import torch
 from torch import distributed as dist
 from accelerate import PartialState
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from fastcore.basics import patch
@@ -67,22 +67,23 @@ class TrainConfig:
     save_minutes: float = 5.0  # minutes between snapshots, besides those after each epoch
     seed: int = 42  # random seed
     def __post_init__(self) -> None:
+        _check(self, vars(self), lambda x: not isinstance(x, int) or abs(x) < 2**63, 'below 2**63')
         _check(self, ('epochs', 'lr', 'patience', 'grad_clip', 'hard_negative_size'), lambda x: x > 0, 'above 0')
-        _check(self, ('weight_decay', 'micro_batch', 'lora', 'save_minutes'), lambda x: x >= 0, '0 or more')
+        _check(self, ('weight_decay', 'micro_batch', 'lora', 'save_minutes', 'seed'), lambda x: x >= 0, '0 or more')
         _check(self, ('warmup', 'val_size', 'ema'), lambda x: 0 <= x < 1, 'at least 0 and below 1')
         _check(self, ('layer_decay',), lambda x: 0 < x <= 1, 'above 0 and at most 1')
         _check(self, ('batch_size',), lambda x: x >= 2, 'at least 2, because products compete with each other')
         _check(self, ('monitor',), lambda x: x in METRICS, f'one of {", ".join(METRICS)}')
-        _check(self, ('texts',), lambda x: any(x.values()) and min(x.values()) >= 0, 'weights of 0 or more, not all 0')
+        _check(self, ('texts',), lambda x: sum(x.values()) > 1e-6 and all(0 <= weight < 1e6 for weight in x.values()),
+               'weights of 0 or more, below 1e6 and not all 0')
         if self.lora and (self.freeze_vision or self.freeze_text):
             raise InputError('freeze_vision and freeze_text must be 0 with lora, which freezes all weights itself.')
 
 
-def _check(config: TrainConfig, names: tuple[str, ...], valid: Callable[[Any], bool], allowed: str) -> None:
+def _check(config: TrainConfig, names: Iterable[str], valid: Callable[[Any], bool], allowed: str) -> None:
     "Raise InputError for the first setting with a value that is not valid."
     for name in names:
-        value = getattr(config, name)
-        if not valid(value):
+        if not valid(value := getattr(config, name)):
             raise InputError(f'{name} must be {allowed}, not {value!r}.')
 
 # %% ../nbs/43_training.ipynb #63deca91
@@ -118,8 +119,7 @@ class Trainer:
 def _prepare_products(self: Trainer, cache: PixelCache, products: pd.DataFrame) -> None:
     "Set validation products aside; put pixels and texts on the device."
     config, numbered = self.config, products.assign(_row=np.arange(len(products)))
-    no_split = numbered, numbered[:0]
-    fit, val = split_products(numbered, config.val_size, config.seed) if config.val_size else no_split
+    fit, val = split_products(numbered, config.val_size, config.seed) if config.val_size else (numbered, numbered[:0])
     self.batches = TrainingBatches(
         self.processor, cache, fit, config.texts, config.batch_size, fit._row.to_numpy(), self.device, config.augment,
         config.seed, self.compiled, PartialState().process_index, self.world)
