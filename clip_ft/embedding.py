@@ -14,7 +14,7 @@ import shutil
 import torch
 import zipfile
 from accelerate import PartialState
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import timedelta
 from functools import partial
@@ -165,7 +165,7 @@ def embed_blocks(
     blocks: Iterable[tuple[Sequence[str], Mapping[str, np.ndarray]]],  # image names, known embeddings by digest
     total: int,  # number of images in all blocks
     progress: bool = True,  # show a progress bar
-) -> Iterator[EmbeddedImages]:  # one per block
+) -> Generator[EmbeddedImages, None, None]:  # one per block
     "Embed images block by block, while the next block is decoded."
     model, resize = InferenceModel.of(model), ResizeSpec.from_processor(processor)
     ahead, blocks = tee(blocks)  # files are read one block ahead of the embedding

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .core import InputError
+from .core import InputError, atomic_write
 
 # %% ../nbs/06_locks.ipynb #c0b10007
 @contextmanager
@@ -38,8 +38,8 @@ def stage_lock(
         raise InputError(f'Cannot {stage.replace("_", " ")} in {folder}: {_holder(holder)} is doing so. '
                          'Wait until it has finished, or end it, and repeat this call.') from None
     try:
-        with suppress(OSError):  # the disk is full: the stage itself reports that, with the name of its file
-            holder.write_text(_this_process())
+        with suppress(OSError), atomic_write(holder) as temporary:  # the stage reports a full disk, with its own file
+            temporary.write_text(_this_process())
         yield
     finally:
         for file in (holder, path):  # a process that has already opened the lock notices that it was removed
