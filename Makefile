@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO := runs/demo
+NOTEBOOK_DEMO := runs/notebooks
 # The project that `make app` shows.
 ROOT ?= $(DEMO)
 # Let waiting OpenMP threads sleep. By default they spin and occupy the cores, which makes training several times slower
@@ -38,10 +39,14 @@ app: .venv/ready ## Serve the search page to visitors (ROOT: a project, by defau
 
 # All notebooks in order and in one process and, beside them, tests/; each of the two also after a failure of the other.
 # With one thread each, the two do not compete for the same cores.
-test: .venv/ready ## Run all notebooks and all tests
+test: .venv/ready ## Run the demo, all notebooks and all tests
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -k -j2 test-notebooks test-python
 
-test-notebooks: .venv/ready ## Run all notebooks
+# The notebooks read the demo, which is trained once.
+$(NOTEBOOK_DEMO)/blue-jeans.png: | .venv/ready
+	@$(MAKE) --no-print-directory demo DEMO=$(NOTEBOOK_DEMO)
+
+test-notebooks: .venv/ready $(NOTEBOOK_DEMO)/blue-jeans.png ## Run all notebooks
 	$(BIN)/nbdev_test --n_workers 0 --do_print --timing
 
 test-python: .venv/ready ## Run all tests of tests/

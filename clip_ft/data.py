@@ -24,6 +24,8 @@ from clip_ft.core import (
     InputError, Paths, atomic_write, command_parser, console_script, new_figure, non_negative_int,
 )
 from .images import check_images
+from .locks import stage_lock
+from .splits import read_split, write_split
 from .tables import read_judgments, read_table, write_table
 
 # %% ../nbs/10_data.ipynb #59468d44
@@ -260,8 +262,7 @@ def split_products(
     keep_out: Collection[str] = (),  # IDs of products that must not be in the training set
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # training and test set; rows keep their order
     "Split products, keeping duplicates together and the shares of the categories."
-    if not 0 < test_size < 1:
-        raise InputError(f'The test size must be between 0 and 1, not {test_size}.')
+    _check_test_size(test_size)
     groups = duplicate_groups(products)
     _, first, sizes = np.unique(groups, return_index=True, return_counts=True)
     if len(sizes) < 2:
@@ -277,6 +278,11 @@ def split_products(
         in_test[smallest] = not in_test[smallest]
     test = in_test[groups]
     return products[~test].reset_index(drop=True), products[test].reset_index(drop=True)
+
+
+def _check_test_size(test_size: float) -> None:
+    if not 0 < test_size < 1:
+        raise InputError(f'The test size must be between 0 and 1, not {test_size}.')
 
 # %% ../nbs/10_data.ipynb #e7e5cb2f
 def summarize(
@@ -317,20 +323,19 @@ def preprocess(
     keep_out: str | Path | None = None,  # file for read_judgments; its products are kept out of training
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # training and test set
     "Read, clean and split the catalogue, write the three tables and print a summary."
-    if not 0 < test_size < 1:  # checked before the images are decoded
-        raise InputError(f'The test size must be between 0 and 1, not {test_size}.')
+    _check_test_size(test_size)  # before the images are decoded
     ids = {product for gains in read_judgments(keep_out).values() for product in gains} if keep_out else set()
     folder = catalogue_folder(paths)
-    products = read_products(folder, columns)
-    kept, rejects = clean_products(products, image_folder(folder, products))
-    write_table(rejects, paths.rejects_csv)
-    summary = summarize(kept, rejects)
-    if len(kept) == 0:
-        reasons = ', '.join(f'{reason} ({count:,})' for reason, count in summary['rows'][1:].items())
-        raise InputError(f'None of the {len(products):,} rows is usable: {reasons}; see {paths.rejects_csv}.')
-    train, test = split_products(kept, test_size, seed, ids)
-    write_table(train, paths.train_csv)
-    write_table(test, paths.test_csv)
+    with stage_lock('preprocess', paths.processed):
+        products = read_products(folder, columns)
+        kept, rejects = clean_products(products, image_folder(folder, products))
+        summary = summarize(kept, rejects)
+        if len(kept) == 0:
+            write_table(rejects, paths.rejects_csv)
+            reasons = ', '.join(f'{reason} ({count:,})' for reason, count in summary['rows'][1:].items())
+            raise InputError(f'None of the {len(products):,} rows is usable: {reasons}; see {paths.rejects_csv}.')
+        train, test = split_products(kept, test_size, seed, ids)
+        write_split(paths, train, test, rejects)
     print(summary.to_string())
     print(f'{len(train):,} rows to train on and {len(test):,} to test on')
     if ids:
@@ -343,11 +348,8 @@ def preprocess(
 def load_split(
     paths: Paths,  # the project
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # training and test set, as returned by preprocess
-    "Read the training and the test set. Raises InputError if preprocess has not been run."
-    for path in (paths.train_csv, paths.test_csv):
-        if not path.is_file():
-            raise InputError(f'{path} does not exist; run clip_ft_preprocess (or preprocess) first.')
-    return read_table(paths.train_csv), read_table(paths.test_csv)
+    "Read the training and the test set. Raises InputError if preprocess has not been run, or has not finished."
+    return read_split(paths)
 
 # %% ../nbs/10_data.ipynb #4ea1d3cd
 def add_columns_option(
@@ -360,6 +362,10 @@ def add_columns_option(
 
 def _column_pair(text: str) -> tuple[str, str]:
     standard, _, own = text.partition('=')
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ArgumentTypeError(f'{text!a} is not UTF-8') from None
     if not (standard and own):
         raise ArgumentTypeError(f'{text!r} is not of the form image=file')
     return standard, own

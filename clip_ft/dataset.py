@@ -22,7 +22,7 @@ from pathlib import Path
 from torch import nn
 from tqdm.auto import tqdm
 from typing import Any, BinaryIO
-from .core import InputError, chunked_calls, run_parallel, worker_pool
+from .core import InputError, chunked_calls, name_disk_errors, run_parallel, worker_pool
 from .images import open_image
 
 # %% ../nbs/20_dataset.ipynb #9d122671
@@ -209,7 +209,8 @@ class PixelCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 if not path.exists():
-                    _build_file(path, image_paths, spec, pool)
+                    with name_disk_errors(path):
+                        _build_file(path, image_paths, spec, pool)
             except FileNotFoundError:  # another process has built the same cache and renamed the partial file
                 if not path.exists():
                     raise

@@ -14,7 +14,8 @@ import shutil
 import torch
 import zipfile
 from accelerate import PartialState
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from datetime import timedelta
 from functools import partial
 from hashlib import blake2b
@@ -32,7 +33,8 @@ from .dataset import ResizeSpec, read_pixels
 from .encode import embed_images
 from .fast import InferenceModel
 from .images import ImageError, image_problem
-from .model import default_device, embedding_size, load_model, model_device
+from .locks import stage_lock
+from .model import embedding_size, load_model, model_device, open_device
 
 # %% ../nbs/60_embedding.ipynb #96da3523
 def save_embeddings(
@@ -57,7 +59,7 @@ def save_embeddings(
     texts = dataframe.astype(object).where(dataframe.notna(), '')
     table = {str(column): [str(value) for value in texts[column]] for column in texts}
     about = dict(format='clip_ft embeddings 3', weights_hash=weights_hash, image_set=image_set)
-    with atomic_write(path) as temporary, open(temporary, 'wb') as file:
+    with atomic_write(path, durable=True) as temporary, open(temporary, 'wb') as file:
         np.savez(file, embeddings=embeddings.astype(dtype, copy=False), image_names=names,
                  products=_json_bytes(table), about=_json_bytes(about))
 
@@ -163,7 +165,7 @@ def embed_blocks(
     blocks: Iterable[tuple[Sequence[str], Mapping[str, np.ndarray]]],  # image names, known embeddings by digest
     total: int,  # number of images in all blocks
     progress: bool = True,  # show a progress bar
-) -> Iterator[EmbeddedImages]:  # one per block
+) -> Generator[EmbeddedImages, None, None]:  # one per block
     "Embed images block by block, while the next block is decoded."
     model, resize = InferenceModel.of(model), ResizeSpec.from_processor(processor)
     ahead, blocks = tee(blocks)  # files are read one block ahead of the embedding
@@ -230,10 +232,11 @@ def embed_shards(
     shards = [names[start:start + SHARD] for start in range(0, len(names), SHARD)][process::processes]
     files = [_shard_path(folder, process + i * processes) for i in range(len(shards))]
     blocks = ((shard, _known(_read_shard(file, len(shard)))) for shard, file in zip(shards, files))
-    embedded = embed_blocks(model, processor, image_dir, blocks, sum(map(len, shards)), progress)
-    for file, shard in zip(files, embedded):
-        with atomic_write(file) as temporary:
-            np.savez(temporary, **shard._asdict())
+    total = sum(map(len, shards))
+    with closing(embed_blocks(model, processor, image_dir, blocks, total, progress)) as embedded:
+        for file, shard in zip(files, embedded):
+            with atomic_write(file) as temporary:
+                np.savez(temporary, **shard._asdict())
 
 # %% ../nbs/60_embedding.ipynb #a9ceded8
 def embed_catalogue(
@@ -250,13 +253,15 @@ def embed_catalogue(
     image_dir = image_folder(catalogue_folder(paths), products)
     made_by = weights_hash(model)
     folder = paths.processed/'shards'/made_by
-    embed_shards(model, processor, image_dir, products['image'].tolist(), folder,
-                 state.process_index, state.num_processes, state.is_main_process)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        _join_shards(paths, folder, products, made_by, dtype)
-    state.wait_for_everyone()
-    return load_embeddings(paths.embeddings)
+    with stage_lock('embed', paths.processed):
+        state.wait_for_everyone()  # until the first process has the lock
+        embed_shards(model, processor, image_dir, products['image'].tolist(), folder,
+                     state.process_index, state.num_processes, state.is_main_process)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            _join_shards(paths, folder, products, made_by, dtype)
+        state.wait_for_everyone()
+        return load_embeddings(paths.embeddings)
 
 
 def _join_shards(paths: Paths, folder: Path, products: pd.DataFrame, made_by: str, dtype: DTypeLike) -> None:
@@ -269,14 +274,16 @@ def _join_shards(paths: Paths, folder: Path, products: pd.DataFrame, made_by: st
         first = f'{products["image"].iloc[0]}: {problems[0]}'
         raise InputError(f'None of the {len(products):,} images can be used. The first problem is {first}.')
     rejects = paths.processed/'embedding_rejects.csv'
-    rejects.unlink(missing_ok=True)
-    if not usable.all():
-        with atomic_write(rejects) as temporary:
-            products[['image']].assign(problem=problems)[~usable].to_csv(temporary, index=False)
-        print(f'{(~usable).sum():,} of {len(products):,} images cannot be used and are omitted: see {rejects}')
     kept = products[usable].reset_index(drop=True)
     image_set = blake2b(''.join(digests).encode(), digest_size=16).hexdigest()
-    save_embeddings(paths.embeddings, vectors[usable], kept['image'], kept, made_by, image_set, dtype)
+    with atomic_write(paths.embeddings, durable=True) as temporary:  # both files are renamed after both are written
+        save_embeddings(temporary, vectors[usable], kept['image'], kept, made_by, image_set, dtype)
+        with atomic_write(rejects) as list_of_rejects:
+            products[['image']].assign(problem=problems)[~usable].to_csv(list_of_rejects, index=False)
+    if usable.all():
+        rejects.unlink()
+    else:
+        print(f'{(~usable).sum():,} of {len(products):,} images cannot be used and are omitted: see {rejects}')
     shutil.rmtree(folder.parent)
 
 # %% ../nbs/60_embedding.ipynb #fb15a046
@@ -291,8 +298,8 @@ def embed_main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     paths = Paths(args.root)
     load_split(paths)  # reports a missing split before a model is loaded
-    device = torch.device(args.device or default_device())
-    state = PartialState(cpu=device.type == 'cpu', timeout=timedelta(hours=6))  # gives each process its own device
+    cpu = open_device(args.device).type == 'cpu'
+    state = PartialState(cpu=cpu, timeout=timedelta(hours=6))  # gives each process its own device
     model, processor = load_model(args.model or paths.best_model, args.device)
     data = embed_catalogue(model, processor, paths, np.float16 if args.float16 else np.float32)
     if state.is_main_process:

@@ -70,13 +70,19 @@ def add_lora(
     model: nn.Module,  # a two-tower model; its linear layers are wrapped in place, the others frozen
     rank: int = 8,  # rank of the corrections
 ) -> Any:  # peft's wrapper, whose merge_and_unload() merges the corrections and returns the plain model
-    "Train low-rank corrections, and the logit scale, instead of the weights. Raises InputError without peft."
+    """Train low-rank corrections, and the logit scale, instead of the weights.
+
+    Raises InputError without peft, or if the rank exceeds that of the largest matrix.
+    """
     try:
         from peft import LoraConfig, LoraModel
     except ImportError:
         raise InputError("LoRA needs the package peft: pip install 'clip_ft[lora]'.") from None
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    config = LoraConfig(r=rank, lora_alpha=2*rank, lora_dropout=0., target_modules=names)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    highest = max(min(layer.weight.shape) for layer in layers.values())
+    if rank > highest:
+        raise InputError(f'The rank of LoRA must be at most {highest}, the rank of the largest matrix, not {rank}.')
+    config = LoraConfig(r=rank, lora_alpha=2*rank, lora_dropout=0., target_modules=list(layers))
     wrapper = LoraModel(model, config, 'default')
     for name, p in model.named_parameters():
         if name.startswith('logit_'):

@@ -9,6 +9,7 @@ __all__ = ['SHORT_SETS', 'COMPARED_METRICS', 'MAX_BYTES', 'table_html', 'figure_
 import io
 import warnings
 from argparse import ArgumentParser, Namespace
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from .encode import embed_images
 from .errors import confused_pairs, confusion, leaks, rank_changes, slices
 from .evaluation import Evaluation, compare, evaluate, overview
 from .kagl import kagl, kagl_report, whole_catalogue
-from .model import load_model
+from .locks import stage_lock
+from .model import load_model, read_notes
 from .plots import before_after, contact_sheet, plot_confusion, plot_hit_rate, plot_ranks
 from .queries import QuerySet, read_queries
 from .rendering import data_url, render_template, static_file
+from .splits import split_digest
 from .tables import read_judgments
 from .train_command import open_model
 
@@ -109,6 +112,7 @@ def write_report(
     train: Evaluation | None = None,  # evaluation of the model on training products
     leaked: pd.DataFrame | None = None,  # from leaks
     title: str = 'Evaluation of the search model',
+    warning: str = '',  # text shown at the top
 ) -> int:  # size in bytes
     "Write the report as one HTML file, under 3 MB. Raises InputError if the evaluation has no queries by name."
     if 'name' not in test.query_sets:
@@ -122,7 +126,7 @@ def write_report(
         images = {name: figure_url(figure, dpi) for name, figure in figures.items()}
         page = render_template(
             'report.html', title=title, css=css, tables=tables, images=images, products=len(test.products),
-            duplicates=f'{duplicates:.0%}', failures=failures, changes=changes)
+            duplicates=f'{duplicates:.0%}', failures=failures, changes=changes, warning=warning)
         data = page.lstrip().encode()
         if len(data) < MAX_BYTES:
             break
@@ -153,12 +157,30 @@ def _open_models(args: Namespace, paths: Paths, train_products: pd.DataFrame) ->
     "Load the models to evaluate, with their processors: 'after' and, if known, 'before'."
     base = args.base
     if base is None and args.model is None:
-        base = read_checkpoint(paths.best_checkpoint).get('base')
+        base = _best_checkpoint(paths).get('base')
     models: dict[str, tuple[Any, Any]] = {}
     if base not in (None, '', 'none'):
         models['before'] = open_model(base, train_products['full_text'], args.device)
     models['after'] = load_model(args.model or paths.best_model, args.device)
     return models
+
+
+def _best_checkpoint(paths: Paths) -> dict[str, Any]:
+    "Read best_model.pt. Raises InputError if it is not of the same epoch as best_model/."
+    checkpoint = read_checkpoint(paths.best_checkpoint)
+    if any(checkpoint.get(name) != value for name, value in read_notes(paths.best_model).items()):
+        raise InputError(f'{paths.best_checkpoint} and {paths.best_model} are not of the same epoch, because training '
+                         'was interrupted; run clip_ft_train again, or name a model with --model.')
+    return checkpoint
+
+
+def _split_warning(args: Namespace, paths: Paths, train_products: pd.DataFrame) -> str:
+    "A warning if the model to evaluate was trained on another split, otherwise an empty string."
+    model = args.model or paths.best_model
+    if read_notes(model).get('split') in (None, split_digest(train_products)):
+        return ''
+    return (f'{model} was trained on another split than that in {paths.split}. It may have been trained on some of the '
+            'test products, and its metrics are then too good. Train it again on this split.')
 
 # %% ../nbs/55_report.ipynb #f96ecde0
 def _evaluate_kagl(args: Namespace, paths: Paths, train_products: pd.DataFrame) -> None:
@@ -169,12 +191,15 @@ def _evaluate_kagl(args: Namespace, paths: Paths, train_products: pd.DataFrame) 
         raise InputError('--protocol kagl needs --queries FILE: JSON of the form {"query": {"product id": 1}}.')
     judgments_of = {file: read_judgments(file) for file in args.queries}
     products, folder = whole_catalogue(paths)
+    warning = _split_warning(args, paths, train_products)
     for name, (model, processor) in _open_models(args, paths, train_products).items():
         image_embeds = embed_images(model, processor, image_paths(products, folder))
         for file, judgments in judgments_of.items():
             trained_on = train_products if name == 'after' else None
             result = kagl(model, processor, products, image_embeds, judgments, trained_on)
             print(f'{file}, {name}:\n{kagl_report(result)}\n')
+    if warning:
+        print(f'Warning: {warning}')
 
 
 def _evaluate_own_queries(
@@ -214,7 +239,12 @@ def _print_evaluations(evaluations: dict[str, Any], n_queries: int) -> None:
 def evaluate_main(argv: list[str] | None = None) -> None:
     "clip_ft_evaluate: retrieval metrics before and after fine-tuning."
     args = _parser().parse_args(argv)
-    paths = Paths(args.root)
+    with stage_lock('evaluate', Path(args.report).parent) if args.report else nullcontext():
+        _evaluate(args, Paths(args.root))
+
+
+def _evaluate(args: Namespace, paths: Paths) -> None:
+    "Evaluate the models, print the results and write the report."
     train_products, test_products = load_split(paths)
     if args.protocol == 'kagl':
         return _evaluate_kagl(args, paths, train_products)
@@ -227,11 +257,14 @@ def evaluate_main(argv: list[str] | None = None) -> None:
     models = _open_models(args, paths, train_products)
     evaluations = _evaluate_splits(models, train_products, test_products, image_dir)
     _print_evaluations(evaluations, len(test_products))
-    for warning in caught:
-        print(f'Warning: {warning.message}')
+    split_warning = _split_warning(args, paths, train_products)
+    for message in (*(warning.message for warning in caught), split_warning):
+        if message:
+            print(f'Warning: {message}')
     if own_queries:
         _evaluate_own_queries(own_queries, everything, image_dir, models)
     if args.report:
         before = evaluations.get('before, test')
-        size = write_report(args.report, evaluations['test'], before, evaluations['train'], leaked)
+        size = write_report(args.report, evaluations['test'], before, evaluations['train'], leaked,
+                            warning=split_warning)
         print(f'\nReport: {args.report}, {size / 1e6:.1f} MB')

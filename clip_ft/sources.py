@@ -20,13 +20,17 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .core import InputError, Paths, atomic_write, command_parser, console_script, non_negative_int
+from clip_ft.core import (
+    DISK_ERRORS, InputError, Paths, atomic_write, command_parser, console_script, is_temporary, name_disk_errors,
+    non_negative_int,
+)
 from clip_ft.data import (
     SOURCE_FILE, add_columns_option, catalogue_folder, find_table, image_folder, read_products, read_source,
     write_source,
 )
 from .demo import draw_catalogue
 from .images import image_problem
+from .locks import stage_lock
 from .tables import read_table, write_table
 
 # %% ../nbs/11_sources.ipynb #9615f576
@@ -121,12 +125,14 @@ def extract_members(
     missing = {name: info for name, info in members.items() if not _is_complete(destination/name, info.file_size)}
     size = sum(info.file_size for info in missing.values())
     if size > shutil.disk_usage(destination).free:
-        raise InputError(f'The archive {archive.filename} does not fit on the disk: it needs {size/2**30:.1f} GB.')
+        raise InputError(f'No space left on {destination}: unpacking {archive.filename} requires {size/1e6:,.1f} MB.')
     for name, info in tqdm(missing.items(), desc='unpack', unit='file'):
         try:
             with archive.open(info) as source:
                 _copy(source, destination/name, info.file_size)
         except Exception as error:  # for damaged archives, zipfile raises many kinds of exceptions
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                raise
             raise InputError(f'The archive {archive.filename} is damaged: member {name!r} cannot be unpacked: '
                              f'{error}.') from error
 
@@ -219,7 +225,7 @@ def _request(source: str, limit: int | None, seed: int) -> dict:
     request = {'source': source, 'limit': limit, 'seed': seed if is_random else None, 'folder': None}
     if source in ('demo', 'kaggle'):
         return request
-    path = Path(source).expanduser().resolve()
+    path = Path(os.path.realpath(os.path.expanduser(source)))
     if path.is_file():
         request.update(size=path.stat().st_size, modified=path.stat().st_mtime_ns)
     elif not source or not path.is_dir():
@@ -234,7 +240,8 @@ def _check_request(request: dict, record: dict | None, paths: Paths) -> None:
     if record is None:
         source = request['source']
         in_place = request['limit'] is None and os.path.isabs(source) and os.path.isdir(source)
-        if not in_place and paths.extracted.is_dir() and any(paths.extracted.iterdir()):
+        names = [path.name for path in paths.extracted.iterdir()] if paths.extracted.is_dir() else []
+        if not in_place and not all(map(is_temporary, names)):
             raise InputError(f'The folder {where} files that are not from get_data; {advice}.')
     elif {**record, 'folder': None} != request:
         limit = f' with limit {record["limit"]}' if record.get('limit') else ''
@@ -250,13 +257,26 @@ def get_data(
 ) -> Path:  # folder of the catalogue, for read_products
     "Get a catalogue. Raises InputError, and overwrites nothing, if the project already contains another one."
     request = _request(str(source), limit, seed)
+    if _is_finished(request, paths):
+        return catalogue_folder(paths)
+    with stage_lock('get_data', paths.extracted.parent), name_disk_errors(paths.extracted):
+        if not _is_finished(request, paths):  # another process may have finished it in the meantime
+            _get_catalogue(request, paths, columns)
+    return catalogue_folder(paths)
+
+
+def _is_finished(request: dict, paths: Paths) -> bool:
+    "Whether the project already contains the catalogue. Raises InputError if it contains another one."
     record = read_source(paths)
     _check_request(request, record, paths)
-    if record is not None and record['folder'] is not None:
-        return catalogue_folder(paths)
+    return record is not None and record['folder'] is not None
+
+
+def _get_catalogue(request: dict, paths: Paths, columns: dict | None) -> None:
+    "Fetch a catalogue. The record of its source is incomplete until all files are there."
     write_source(paths, request)
     try:
-        folder = _fetch(request['source'], paths.extracted, limit, seed, columns).resolve()
+        folder = _fetch(request['source'], paths.extracted, request['limit'], request['seed'], columns).resolve()
     except BaseException:
         if os.listdir(paths.extracted) == [SOURCE_FILE]:  # nothing was fetched
             (paths.extracted/SOURCE_FILE).unlink()
@@ -264,7 +284,6 @@ def get_data(
     home = paths.extracted.resolve()
     relative = folder.relative_to(home) if folder.is_relative_to(home) else folder
     write_source(paths, {**request, 'folder': str(relative)})
-    return catalogue_folder(paths)
 
 
 def _fetch(source: str, destination: Path, limit: int | None, seed: int, columns: dict | None) -> Path:

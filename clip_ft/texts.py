@@ -17,6 +17,15 @@ from .core import InputError
 from .dataset import Rows, gather_pixels, to_device
 
 # %% ../nbs/22_texts.ipynb #c38c6c1f
+def _well_formed(text: str) -> str:
+    "The text with U+FFFD in place of halves of characters, which a tokenizer refuses."
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+
+
 class Tokens:
     "Tokenized texts; indexing with row numbers gives a batch, cut to its longest text."
     def __init__(self,
@@ -31,7 +40,7 @@ class Tokens:
         self.max_length, self.multiple = min(max_length, tokenizer.model_max_length), multiple
         codes, unique = pd.factorize(np.array([str(text) for text in texts], dtype=object))
         options = dict(truncation=True, max_length=self.max_length, return_attention_mask=False)
-        ids = tokenizer(unique.tolist(), **options)['input_ids'] if len(unique) else []
+        ids = tokenizer([_well_formed(text) for text in unique], **options)['input_ids'] if len(unique) else []
         lengths = np.array([len(text_ids) for text_ids in ids], dtype=np.int64)
         width = self.max_length if self.fixed_width else self._round_up(lengths.max(initial=1))
         table = np.full((len(ids), width), tokenizer.pad_token_id, dtype=np.int32)

@@ -19,7 +19,7 @@ from .core import Paths, command_parser, console_script
 from .data import catalogue_folder, image_folder, load_split, preprocess
 from .history import main_columns
 from .metrics import METRICS
-from .model import default_device, load_model, tiny_model
+from .model import load_model, open_device, tiny_model
 from .sources import get_data
 from .training import TrainConfig, train
 
@@ -42,7 +42,7 @@ def open_model(
     if name != 'tiny':
         return load_model(name, device)
     model, processor = tiny_model(texts)
-    return model.to(device or default_device()), processor
+    return model.to(open_device(device)), processor
 
 
 def demo_run(
@@ -123,7 +123,7 @@ def train_main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     paths, config = Paths(args.root), _config(args)
     train_products, test_products = load_split(paths)
-    cpu = torch.device(args.device or default_device()).type == 'cpu'
+    cpu = open_device(args.device).type == 'cpu'
     process = PartialState(cpu=cpu, timeout=timedelta(hours=6))  # others wait while the first one decodes and measures
     model, processor = open_model(args.model, train_products.full_text, args.device)
     image_dir = image_folder(catalogue_folder(paths), train_products)

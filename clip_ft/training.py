@@ -14,7 +14,7 @@ import time
 import torch
 from torch import distributed as dist
 from accelerate import PartialState
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from fastcore.basics import patch
@@ -23,19 +23,20 @@ from pathlib import Path
 from typing import Any
 from tqdm.auto import tqdm
 from .batches import TrainingBatches
-from .checkpoints import (
-    Snapshots, catch_interrupt, load_checkpoint, on_cpu, remove_leftovers, run_fingerprint, save_best)
+from .checkpoints import Snapshots, catch_interrupt, load_checkpoint, on_cpu, run_fingerprint, save_best
 from .core import InputError, Paths
 from .data import image_paths, split_products
 from .dataset import PixelCache, ResizeSpec, to_device
 from .encode import embed_images, embed_texts
 from .fast import CompiledLayers, InferenceModel, RecordedStep, autocast_dtype, can_compile
 from .history import History, memory_gb
+from .locks import stage_lock
 from .losses import embedding_gradients, gather_rows, hard_negative_batches, model_loss
 from .metrics import Gallery, METRICS, batch_hits, measure
 from .model import image_features, model_device, text_features
 from .optimizer import ScheduledAdamW, lr_at
 from .parameters import add_lora, freeze_early_layers, merged_state_dict
+from .splits import split_digest
 
 # %% ../nbs/43_training.ipynb #7c1fea7c
 TEXTS = dict(name=2, category=1, sentence=1, full_text=2, attributes=2)  # kind of text -> weight
@@ -66,22 +67,23 @@ class TrainConfig:
     save_minutes: float = 5.0  # minutes between snapshots, besides those after each epoch
     seed: int = 42  # random seed
     def __post_init__(self) -> None:
+        _check(self, vars(self), lambda x: not isinstance(x, int) or abs(x) < 2**63, 'below 2**63')
         _check(self, ('epochs', 'lr', 'patience', 'grad_clip', 'hard_negative_size'), lambda x: x > 0, 'above 0')
-        _check(self, ('weight_decay', 'micro_batch', 'lora', 'save_minutes'), lambda x: x >= 0, '0 or more')
+        _check(self, ('weight_decay', 'micro_batch', 'lora', 'save_minutes', 'seed'), lambda x: x >= 0, '0 or more')
         _check(self, ('warmup', 'val_size', 'ema'), lambda x: 0 <= x < 1, 'at least 0 and below 1')
         _check(self, ('layer_decay',), lambda x: 0 < x <= 1, 'above 0 and at most 1')
         _check(self, ('batch_size',), lambda x: x >= 2, 'at least 2, because products compete with each other')
         _check(self, ('monitor',), lambda x: x in METRICS, f'one of {", ".join(METRICS)}')
-        _check(self, ('texts',), lambda x: any(x.values()) and min(x.values()) >= 0, 'weights of 0 or more, not all 0')
+        _check(self, ('texts',), lambda x: sum(x.values()) > 1e-6 and all(0 <= weight < 1e6 for weight in x.values()),
+               'weights of 0 or more, below 1e6 and not all 0')
         if self.lora and (self.freeze_vision or self.freeze_text):
             raise InputError('freeze_vision and freeze_text must be 0 with lora, which freezes all weights itself.')
 
 
-def _check(config: TrainConfig, names: tuple[str, ...], valid: Callable[[Any], bool], allowed: str) -> None:
+def _check(config: TrainConfig, names: Iterable[str], valid: Callable[[Any], bool], allowed: str) -> None:
     "Raise InputError for the first setting with a value that is not valid."
     for name in names:
-        value = getattr(config, name)
-        if not valid(value):
+        if not valid(value := getattr(config, name)):
             raise InputError(f'{name} must be {allowed}, not {value!r}.')
 
 # %% ../nbs/43_training.ipynb #63deca91
@@ -98,6 +100,7 @@ class Trainer:
     ) -> None:
         self.model: Any = model
         self.processor, self.config, self.paths, self.test = processor, config, paths, test
+        self.split = split_digest(products)
         self.device = model_device(model)
         self.world, self.main = PartialState().num_processes, PartialState().is_main_process
         self.fingerprint = run_fingerprint(config, model, cache, products, ignore=SAME_RESULT)
@@ -116,8 +119,7 @@ class Trainer:
 def _prepare_products(self: Trainer, cache: PixelCache, products: pd.DataFrame) -> None:
     "Set validation products aside; put pixels and texts on the device."
     config, numbered = self.config, products.assign(_row=np.arange(len(products)))
-    no_split = numbered, numbered[:0]
-    fit, val = split_products(numbered, config.val_size, config.seed) if config.val_size else no_split
+    fit, val = split_products(numbered, config.val_size, config.seed) if config.val_size else (numbered, numbered[:0])
     self.batches = TrainingBatches(
         self.processor, cache, fit, config.texts, config.batch_size, fit._row.to_numpy(), self.device, config.augment,
         config.seed, self.compiled, PartialState().process_index, self.world)
@@ -251,7 +253,7 @@ def measure_epoch(self: Trainer, epoch: int, train_metrics: dict) -> None:
                 record |= {f'{part}_{name}': value for name, value in metrics.items()}
         if self.history.improves(record):
             weights = on_cpu(merged_state_dict(self.model))
-            notes = dict(config=asdict(config), base=self.model.name_or_path, **record)
+            notes = dict(config=asdict(config), base=self.model.name_or_path, split=self.split, **record)
             self.snapshots.submit(save_best, self.paths, self.model, self.processor, weights, notes)
     self.history.add(record)
 
@@ -268,20 +270,17 @@ def save_snapshot(self: Trainer, always: bool = False) -> None:
 @patch
 def resume(self: Trainer, fresh: bool) -> None:
     "Restore the last snapshot, or remove all if fresh. Raises InputError if it belongs to another run."
-    last = self.paths.last
-    if self.main:
-        remove_leftovers(self.paths.checkpoints, last)
-        if fresh:
-            self.snapshots.clear()
+    if self.main and fresh:
+        self.snapshots.clear()
     PartialState().wait_for_everyone()
     state = self.snapshots.load_run(self.fingerprint, verbose=self.main)
     step = torch.tensor([state['step'] if state else 0], device=self.device)
     if (gather_rows(step) != step).any():
-        raise InputError(f'The processes see different snapshots in {last}: all machines must share this folder.')
+        raise InputError(f'The processes see different snapshots in {self.paths.last}: all machines must share it.')
     if state:
         self.restore(state)
         if self.main:
-            print(f'Resuming the run in {last} after step {self.step:,} of {self.optimizer.steps:,}.')
+            print(f'Resuming the run in {self.paths.last} after step {self.step:,} of {self.optimizer.steps:,}.')
 
 # %% ../nbs/43_training.ipynb #6de9c001
 @patch
@@ -393,8 +392,9 @@ def train(
         found = f'not {len(train_products)} and {len(test_products)}'
         raise InputError(f'Training needs at least 4 products to train on and 2 to test on, {found}.')
     spec, train_products = ResizeSpec.from_processor(processor), train_products.reset_index(drop=True)
-    with PartialState(cpu=device.type == 'cpu').main_process_first():
-        images = image_paths(train_products, image_dir), image_paths(test_products, image_dir)
-        cache, test_cache = (PixelCache.build(part, spec, paths.pixels) for part in images)
-    test = Gallery(processor, to_device(test_cache.pixels, device), test_products)
-    return Trainer(model, processor, cache, train_products, config, paths, test).fit(fresh)
+    with stage_lock('train', paths.checkpoints):
+        with PartialState(cpu=device.type == 'cpu').main_process_first():
+            images = image_paths(train_products, image_dir), image_paths(test_products, image_dir)
+            cache, test_cache = (PixelCache.build(part, spec, paths.pixels) for part in images)
+        test = Gallery(processor, to_device(test_cache.pixels, device), test_products)
+        return Trainer(model, processor, cache, train_products, config, paths, test).fit(fresh)

@@ -1,20 +1,31 @@
 "Helpers and fixtures that several test files share."
 
 import io
+import multiprocessing
+import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import zipfile
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from tqdm import tqdm
 
 from clip_ft.core import Paths
-from clip_ft.data import clean_products, image_folder, preprocess, read_products
-from clip_ft.sources import get_data
+from clip_ft.data import clean_products, image_folder, preprocess, preprocess_main, read_products
+from clip_ft.embedding import embed_main
+from clip_ft.report import evaluate_main
+from clip_ft.search_command import search_main
+from clip_ft.sources import get_data, get_data_main
+from clip_ft.train_command import train_main
 
 BIN = Path(sys.executable).parent
 HEADER = 'image,description,display name,category\n'
@@ -22,23 +33,71 @@ HEADER = 'image,description,display name,category\n'
 
 # Commands as processes of their own
 
-def _accept_ctrl_c():
-    "A background job of a shell would inherit that SIGINT is ignored."
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def start(name, *args):
-    "Start a command."
-    return subprocess.Popen([str(BIN/name), *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            preexec_fn=_accept_ctrl_c)
-
-
 def command(name, *args, code=0):
     "Run a command; return its output and its error stream after checking the exit code."
-    process = start(name, *args)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == code, f'{name} {args}: exit {process.returncode}\n{out}\n{err}'
-    return out, err
+    process = subprocess.run([str(BIN/name), *map(str, args)], capture_output=True, text=True, timeout=300)
+    assert process.returncode == code, f'{name} {args}: exit {process.returncode}\n{process.stdout}\n{process.stderr}'
+    return process.stdout, process.stderr
+
+
+# Starting Python and importing torch takes longer than most of what is tested, so tests that kill processes start them
+# as children of a fork server that has imported everything once. SIGKILL ends them like any other process.
+PRELOAD = ['clip_ft.search_command', 'clip_ft.store', 'clip_ft.train_command', 'matplotlib.backends.backend_agg',
+           *(f'transformers.models.clip.{part}_clip' for part in ('modeling', 'processing', 'image_processing'))]
+
+
+def _child(function, args, log, environment):
+    "Call a function in a process that does nothing else."
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())       # the default lock is a semaphore that a killed process would leave behind
+    function(*args)
+
+
+@pytest.fixture(scope='session')
+def fork():
+    "A function that starts another one in a new process; returns the process. Its output is appended to a file."
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(PRELOAD)
+    running = []
+
+    def begin(function, *args, log, **environment):
+        process = context.Process(target=_child, args=(function, args, log, environment))
+        process.start()
+        running.append(process)
+        return process
+
+    yield begin
+    for process in running:
+        if process.is_alive():
+            process.kill()
+        process.join()
+
+
+@pytest.fixture(scope='session')
+def fork_ranks(fork):
+    "The same for several processes of one run, which a launcher such as torchrun starts otherwise; returns a list."
+    def begin(count, function, *args, log):
+        with socket.create_server(('127.0.0.1', 0)) as server:
+            port = server.getsockname()[1]
+        environment = dict(WORLD_SIZE=str(count), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+        return [fork(function, *args, log=log, **environment, RANK=str(rank), LOCAL_RANK=str(rank))
+                for rank in range(count)]
+
+    return begin
+
+
+def join(processes, log):
+    "Wait for processes that succeed; return what they wrote to a file."
+    for process in processes:
+        process.join(300)
+    output = Path(log).read_text()
+    assert not any(process.exitcode for process in processes), output[-5000:]
+    return output
 
 
 @pytest.fixture
@@ -120,19 +179,31 @@ def snapshot(folder):
 
 # Projects made from the demo
 
+def _printed(main, args, out):
+    "Run a console script; its output goes to a file, without what it writes to the error stream."
+    with open(out, 'w') as file, redirect_stdout(file):
+        main(args)
+
+
 @pytest.fixture(scope='session')
-def shop(tmp_path_factory):
+def shop(tmp_path_factory, fork):
     "A small demo project after all six commands, and what they printed. Read only; `copied_shop` may be changed."
-    root = tmp_path_factory.mktemp('shop')
-    printed = {
-        'get_data': command('clip_ft_get_data', '--root', root, '--source', 'demo', '--limit', 200),
-        'preprocess': command('clip_ft_preprocess', '--root', root, '--test-size', .2),
-        'train': command('clip_ft_train', '--root', root, '--model', 'tiny', '--epochs', 2, '--lr', 1e-3),
-        'evaluate': command('clip_ft_evaluate', '--root', root),
-        'embed': command('clip_ft_embed', '--root', root),
-        'search': command('clip_ft_search', 'blue jeans', '--root', root, '--save-grid', root/'grid.png'),
+    root, logs = tmp_path_factory.mktemp('shop'), tmp_path_factory.mktemp('printed')
+
+    def printed(main, *args):
+        out = logs/f'{main.__name__}.txt'
+        arguments = [str(arg) for arg in ('--root', root, *args)]
+        join([fork(_printed, main, arguments, out, log=logs/'errors.txt')], logs/'errors.txt')
+        return out.read_text()
+
+    return root, {
+        'get_data': printed(get_data_main, '--source', 'demo', '--limit', 200),
+        'preprocess': printed(preprocess_main, '--test-size', .2),
+        'train': printed(train_main, '--model', 'tiny', '--epochs', 2, '--lr', 1e-3),
+        'evaluate': printed(evaluate_main),
+        'embed': printed(embed_main),
+        'search': printed(search_main, 'blue jeans', '--save-grid', root/'grid.png'),
     }
-    return root, {name: out for name, (out, _) in printed.items()}
 
 
 @pytest.fixture

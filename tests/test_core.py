@@ -1,11 +1,13 @@
 "Atomic writes, console scripts and worker processes."
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from unittest.mock import Mock, patch
 
 import numpy as np
@@ -60,10 +62,31 @@ def test_console_script(capsys, error, code, line):
     assert stop.value.code == code and line in err and err.startswith('Traceback')
 
 
-def test_console_script_lets_bugs_through():
+def test_console_script_reports_bugs(capsys):
+    "One line that names a file with the traceback."
     main = console_script(Mock(side_effect=KeyError('a bug'), __name__='main'))
-    with pytest.raises(KeyError):
+    with pytest.raises(SystemExit) as stop:
         main([])
+    err = capsys.readouterr().err
+    assert stop.value.code == 1 and err.startswith("error: KeyError: 'a bug'.") and err.count('\n') == 1
+    log = Path(re.search(r'in (\S+\.log)', err)[1])
+    assert log.read_text().startswith('Traceback') and "KeyError: 'a bug'" in log.read_text()
+    log.unlink()
+
+
+def test_characters_that_the_terminal_does_not_have():
+    code = r"import clip_ft.core as core; core.console_script(lambda argv: print('caf\u00e9 \udce9 \U0001f457'))([])"
+    environment = os.environ | dict(PYTHONIOENCODING='ascii')
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, 'caf\\xe9 \\udce9 \\U0001f457\n', '')
+
+
+def test_a_closed_pipe_is_not_an_error():
+    code = "import clip_ft.core as core; core.console_script(lambda argv: [print('x'*99) for _ in range(10**5)])([])"
+    process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b'' and process.wait(60) == 0
 
 
 @pytest.fixture

@@ -2,56 +2,47 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import BIN
+from conftest import join
 
 import clip_ft.core
 import clip_ft.embedding
+import clip_ft.store
 from clip_ft.core import Paths
 from clip_ft.data import catalogue_folder, image_folder, load_split
-from clip_ft.embedding import embed_blocks, embed_catalogue, load_embeddings
+from clip_ft.embedding import embed_blocks, embed_catalogue, embed_main, load_embeddings
 from clip_ft.model import load_model
 from clip_ft.store import LanceStore
 
-# A run with small shards that records the images that pass through the model, and hangs after some calls if told to.
-SCRIPT = """
-import sys
-import time
-import clip_ft.embedding as embedding
-import clip_ft.store as store
-from clip_ft.core import Paths
-from clip_ft.data import catalogue_folder, image_folder, load_split
-from clip_ft.model import load_model
 
-root, target, calls_left = sys.argv[1], sys.argv[2], int(sys.argv[3])
-embedding.SHARD = store.SHARD = 16
-embed_images = embedding.embed_images
+def embed_slowly(root, target, calls):
+    "Embed in small shards, record the images that pass through the model, and hang after some calls; -1 means never."
+    root, embed_images, left = Path(root), clip_ft.embedding.embed_images, calls
 
-def recorded(model, processor, images, **options):
-    global calls_left
-    if calls_left == 0:
-        time.sleep(600)  # until it is killed
-    calls_left -= 1
-    with open(root + '/seen', 'a') as file:
-        file.write('.' * len(images))
-    return embed_images(model, processor, images, **options)
+    def recorded(model, processor, images, **options):
+        nonlocal left
+        if left == 0:
+            time.sleep(600)  # until it is killed
+        left -= 1
+        with open(root/'seen', 'a') as file:
+            file.write('.' * len(images))
+        return embed_images(model, processor, images, **options)
 
-embedding.embed_images = recorded
-if target == 'file':
-    embedding.embed_main(['--root', root, '--device', 'cpu'])
-else:
-    paths = Paths(root)
-    model, processor = load_model(paths.best_model, 'cpu')
-    products, image_dir = load_split(paths)[0], image_folder(catalogue_folder(paths))
-    store.LanceStore(root + '/store').sync(model, processor, products, image_dir)
-"""
+    clip_ft.embedding.embed_images = recorded
+    clip_ft.embedding.SHARD = clip_ft.store.SHARD = 16
+    if target == 'file':
+        embed_main(['--root', str(root), '--device', 'cpu'])
+    else:
+        paths = Paths(root)
+        model, processor = load_model(paths.best_model, 'cpu')
+        LanceStore(root/'store').sync(model, processor, load_split(paths)[0], image_folder(catalogue_folder(paths)))
 
 
 @pytest.fixture
@@ -63,33 +54,14 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def start(root, target, calls=-1, processes=1):
-    "Start a run that hangs after this many calls of embed_images; -1 means never."
-    script = root/'script.py'
-    script.write_text(SCRIPT)
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher = [BIN/'torchrun', '--standalone', '--nproc-per-node', processes]
-    call = [str(part) for part in [*launcher, script, root, target, calls]]
-    environment = os.environ | dict(OMP_NUM_THREADS='1')
-    return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
 def kill_when(process, ready):
     "Kill a process as soon as a condition holds."
     end = time.monotonic() + 300
-    while not ready() and process.poll() is None and time.monotonic() < end:
+    while not ready() and process.is_alive() and time.monotonic() < end:
         time.sleep(.01)
     process.kill()
-    error = process.communicate()[1]
-    assert process.returncode == -signal.SIGKILL and ready(), error[-3000:]
-
-
-def finish(process):
-    "Wait for a process that succeeds; return its output."
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err[-3000:]
-    return out
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and ready()
 
 
 def finished_shards(paths):
@@ -103,16 +75,16 @@ def spoil_two_images(paths):
     (image_dir/pd.read_csv(paths.test_csv).image[3]).unlink()
 
 
-def test_killed_and_finished_by_two(copied_shop, one_thread, monkeypatch):
+def test_killed_and_finished_by_two(copied_shop, one_thread, monkeypatch, fork, fork_ranks):
     root, paths = copied_shop, Paths(copied_shop)
     monkeypatch.setattr(clip_ft.embedding, 'SHARD', 16)
     spoil_two_images(paths)
     count = sum(map(len, load_split(paths)))
     old = paths.embeddings.read_bytes()
-    kill_when(start(root, 'file', calls=4), lambda: len(finished_shards(paths)) == 4)
+    kill_when(fork(embed_slowly, root, 'file', 4, log=root/'log.txt'), lambda: len(finished_shards(paths)) == 4)
     assert paths.embeddings.read_bytes() == old  # untouched until the new one is complete
     (root/'seen').unlink()
-    out = finish(start(root, 'file', processes=2))
+    out = join(fork_ranks(2, embed_slowly, root, 'file', -1, log=root/'log.txt'), root/'log.txt')
     assert out.count('images embedded') == 1 and '2 of' in out and 'embedding_rejects.csv' in out
     seen = len((root/'seen').read_text())
     assert seen == count - 4*16 - 1  # the broken image of the training split is in a finished shard
@@ -167,7 +139,7 @@ def test_processes_give_the_same_vectors(shop, monkeypatch):
     assert embed(known) == by_threads
 
 
-def test_a_killed_store_is_completed(copied_shop):
+def test_a_killed_store_is_completed(copied_shop, fork):
     root, paths = copied_shop, Paths(copied_shop)
     products = load_split(paths)[0]
     reader, sizes = LanceStore(root/'store'), []
@@ -180,10 +152,10 @@ def test_a_killed_store_is_completed(copied_shop):
             sizes.append(len(reader))
         return sizes and sizes[-1] == 48
 
-    kill_when(start(root, 'store', calls=3), enough)
+    kill_when(fork(embed_slowly, root, 'store', 3, log=root/'log.txt'), enough)
     assert sizes == sorted(sizes) and set(sizes) <= {0, 16, 32, 48}  # a reader sees only whole blocks
     (root/'seen').unlink()
-    finish(start(root, 'store'))
+    join([fork(embed_slowly, root, 'store', -1, log=root/'log.txt')], root/'log.txt')
     assert len((root/'seen').read_text()) == len(products) - 48
     store, data = LanceStore(root/'store'), load_embeddings(paths.embeddings)
     row_of = {name: row for row, name in enumerate(data['image_names'])}

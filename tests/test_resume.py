@@ -1,23 +1,17 @@
-"""Kill a run at any moment and repeat the command: it resumes, and ends as if nothing had happened. Ctrl-C likewise.
+"Kill a run at any moment and repeat the command: it resumes, and ends as if nothing had happened. Ctrl-C likewise."
 
-Starting Python and importing torch takes longer than what is tested here, so the commands run in children of a fork
-server that has imported everything once. They are still processes of their own, and SIGKILL kills them.
-"""
-import multiprocessing
 import os
 import random
 import re
 import shutil
 import signal
-import threading
 import time
 
 import pytest
 import torch
-from tqdm import tqdm
 
 from clip_ft.checkpoints import Snapshots
-from clip_ft.core import Paths
+from clip_ft.core import Paths, temporary_path
 from clip_ft.train_command import train_main
 
 KILLS, EPOCHS, STEPS = 20, 12, 60     # five steps per epoch
@@ -25,42 +19,16 @@ KILLS, EPOCHS, STEPS = 20, 12, 60     # five steps per epoch
 # embeddings of the products, moving average, best epoch.
 SETTINGS = ['--model', 'tiny', '--device', 'cpu', '--epochs', EPOCHS, '--patience', EPOCHS, '--lr', 3e-4,
             '--batch-size', 16, '--hard-negative-size', 4, '--ema', .5]
-PRELOAD = ['clip_ft.train_command', 'matplotlib.backends.backend_agg',
-           *(f'transformers.models.clip.{part}_clip' for part in ('modeling', 'processing', 'image_processing'))]
-
-
-def child(args, log):
-    "Run clip_ft_train in a process that does nothing else."
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())       # the default lock is a semaphore that a killed process would leave behind
-    train_main(args)
 
 
 @pytest.fixture(scope='module')
-def start():
+def start(fork):
     "A function that starts clip_ft_train and returns the process and the file of its output."
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(PRELOAD)
-    running = []
-
     def begin(root, *args):
         log = root/'log.txt'
         log.write_text('')
-        arguments = [str(arg) for arg in ('--root', root, *SETTINGS, *args)]
-        process = context.Process(target=child, args=(arguments, log))
-        process.start()
-        running.append(process)
-        return process, log
-
-    yield begin
-    for process in running:
-        if process.is_alive():
-            process.kill()
-        process.join()
+        return fork(train_main, [str(arg) for arg in ('--root', root, *SETTINGS, *args)], log=log), log
+    return begin
 
 
 def finish(started, code=0):
@@ -215,15 +183,22 @@ def test_damaged_snapshots(halfway, straight, start):
     assert_same_end(root, straight)
 
 
+def abandoned(path):
+    "A temporary name as a process that has ended would have chosen it."
+    temporary = temporary_path(path)
+    return temporary.with_name(re.sub(r'-(\d+)-(\d+)-', r'-\1-1-', temporary.name))
+
+
 def test_temporary_files_of_killed_processes(halfway, straight, start):
     "They are ignored and removed."
     root = copy(halfway, halfway.parent/'stale')
     paths = Paths(root)
     whole = Snapshots(paths.last).files()[0].read_bytes()
-    (paths.last/'.0123456789ab.pt').write_bytes(whole[:len(whole)//3])
-    (paths.checkpoints/'.0123456789ab.csv').write_text('epoch,st')
-    (paths.checkpoints/'.best_model-new-01234567').mkdir()
-    (paths.checkpoints/'.best_model-new-01234567'/'model.safetensors').write_bytes(whole[:1000])
+    abandoned(paths.last/'x.pt').write_bytes(whole[:len(whole)//3])
+    abandoned(paths.checkpoints/'x.csv').write_text('epoch,st')
+    folder = abandoned(paths.checkpoints/'x')
+    folder.mkdir()
+    (folder/'model.safetensors').write_bytes(whole[:1000])
     assert 'damaged' not in finish(start(root))
     assert not partly_written(root)
     assert_same_end(root, straight)
