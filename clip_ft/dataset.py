@@ -8,6 +8,8 @@ __all__ = ['Numbered', 'Rows', 'READERS', 'ResizeSpec', 'read_pixels', 'pixel_bl
 
 # %% ../nbs/20_dataset.ipynb #5b3d4484
 import numpy as np
+import os
+import time
 import torch
 import zlib
 from PIL import Image
@@ -38,9 +40,7 @@ class ResizeSpec:
         if not isinstance(self.size, int) or self.size <= 0:
             raise InputError(f'The size of an image must be a positive integer, not {self.size!r}.')
         edge = int(self.shortest_edge or self.size) if self.center_crop else self.size
-        normal = dict(shortest_edge=edge, center_crop=bool(self.center_crop), resample=int(self.resample))
-        for name, value in normal.items():
-            object.__setattr__(self, name, value)
+        vars(self).update(shortest_edge=edge, center_crop=bool(self.center_crop), resample=int(self.resample))
 
     @property
     def resized_edge(self) -> int:
@@ -58,8 +58,7 @@ class ResizeSpec:
         height = final.get('height') or final.get('shortest_edge')
         if not height or height != (final.get('width') or height):
             raise InputError(f'The input size of this model is {final}; only square inputs are supported.')
-        shortest_edge = size.get('shortest_edge')
-        return cls(int(height), int(shortest_edge or height), shortest_edge is not None, int(p.resample))
+        return cls(int(height), size.get('shortest_edge'), size.get('shortest_edge') is not None, p.resample)
 
 # %% ../nbs/20_dataset.ipynb #bf934f1e
 _MAX_RESIZED = 2**24  # pixels after resizing; images that would have more are cut first
@@ -121,15 +120,12 @@ def file_digests(
     return [digest for block in blocks for chunk in block for digest in chunk]
 
 
-def _digest(data: bytes) -> bytes: return sha256(data).digest()[:16]
-
-
 def _digest_chunk(paths: Sequence[str | Path]) -> list[bytes]:
-    return [_digest(read_image_file(path)) for path in paths]
+    return [sha256(read_image_file(path)).digest()[:16] for path in paths]
 
 # %% ../nbs/20_dataset.ipynb #3b2935df
 class _Layout(NamedTuple):
-    "Positions in a cache file: the header of a .npy file, the pixels, and one checksum per image."
+    "Positions in a cache file: the header of a .npy file, the pixels, one checksum per image, the time of completion."
     count: int  # images
     header: bytes
     image_bytes: int  # bytes per image
@@ -144,6 +140,9 @@ class _Layout(NamedTuple):
 
     def checksum_at(self, number: int) -> int: return self.pixels_at(self.count) + 4*number
 
+    @property
+    def time_at(self) -> int: return self.checksum_at(self.count)
+
     def checksums(self, file: BinaryIO, numbers: range) -> np.ndarray:
         "The stored checksums of consecutive images; 0 for an image that has not been written."
         file.seek(self.checksum_at(numbers.start))
@@ -156,15 +155,31 @@ def _has_layout(path: Path, layout: _Layout) -> bool:
         return False
     with open(path, 'rb') as file:
         header = file.read(len(layout.header))
-        return header == layout.header and file.seek(0, 2) == layout.checksum_at(layout.count)
+        return header == layout.header and file.seek(0, 2) == layout.time_at + 8
 
 
 def _create_file(path: Path, layout: _Layout) -> None:
     "Create a cache file without pixels, or correct its size and header."
-    with open(path, 'ab') as file:  # not emptied first, because another process may be building the same cache
-        file.truncate(layout.checksum_at(layout.count))
-    with open(path, 'r+b') as file:
+    path.touch()
+    with open(path, 'r+b') as file:  # not emptied first, because another process may be building the same cache
+        file.truncate(layout.time_at + 8)
         file.write(layout.header)
+
+# %% ../nbs/20_dataset.ipynb #ead245dc
+def _is_unchanged(path: Path, layout: _Layout) -> bool:
+    "Whether nothing was written to a cache file after it was complete."
+    with open(path, 'rb') as file:
+        file.seek(layout.time_at)
+        return int.from_bytes(file.read(8), 'little') == path.stat().st_mtime_ns
+
+
+def _mark_complete(path: Path, layout: _Layout) -> None:
+    "Write the modification time into a cache file, in whole seconds, as not every disk stores fractions."
+    now = int(time.time())*10**9
+    with open(path, 'r+b') as file:
+        file.seek(layout.time_at)
+        file.write(now.to_bytes(8, 'little'))
+    os.utime(path, ns=(now, now))
 
 
 def _wrong_images(numbers: range, path: Path, layout: _Layout) -> list[int]:
@@ -186,7 +201,7 @@ def _decode_into(images: list[Numbered], path: Path, layout: _Layout, spec: Resi
     with open(path, 'r+b') as file:
         for number, image, digest in images:
             data = read_image_file(image)
-            if _digest(data) != digest:
+            if sha256(data).digest()[:16] != digest:
                 changed.append(image)
                 continue
             try:
@@ -205,6 +220,8 @@ def _fill_file(path: Path, images: list[Numbered], spec: ResizeSpec, pool: Execu
     layout, missing, changed = _Layout.of(len(images), spec.size), images, []
     if not _has_layout(path, layout):
         _create_file(path, layout)
+    elif _is_unchanged(path, layout):
+        missing = []
     else:
         checks = chunked_calls(partial(_wrong_images, path=path, layout=layout), range(len(images)), 32, 4096)
         blocks = run_parallel(checks, len(images), pool)
@@ -214,6 +231,8 @@ def _fill_file(path: Path, images: list[Numbered], spec: ResizeSpec, pool: Execu
         for block in run_parallel(chunked_calls(decode, missing, 32, 1024), len(missing), pool):
             changed += [image for chunk in block for image in chunk]
             bar.update(min(1024, len(images)-bar.n))
+    if missing and not changed:
+        _mark_complete(path, layout)
     return changed
 
 # %% ../nbs/20_dataset.ipynb #9e3bc02a
@@ -291,8 +310,7 @@ def gather_pixels(
     device: torch.device | str,  # device of the model
 ) -> torch.Tensor:  # uint8 [B, 3, size, size] on the device
     "Gather a batch on the device."
-    rows = torch.as_tensor(rows, device=pixels.device)
-    return pixels[rows].to(device, non_blocking=True)
+    return pixels[torch.as_tensor(rows, device=pixels.device)].to(device, non_blocking=True)
 
 # %% ../nbs/20_dataset.ipynb #1cb9123f
 READERS = 4  # threads that copy batches ahead of the model
