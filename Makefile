@@ -34,8 +34,8 @@ demo: .venv/ready ## Draw a catalogue, train a tiny model on it, evaluate it, em
 lab: .venv/ready ## Open the search notebook in JupyterLab (LAB_FLAGS: its options, such as --no-browser)
 	$(BIN)/jupyter lab $(LAB_FLAGS) nbs/65_search.ipynb
 
-app: .venv/ready ## Serve the search page with Voila (ROOT: a project, by default the demo; APP_FLAGS: options of Voila)
-	CLIP_FT_ROOT=$(abspath $(ROOT)) $(BIN)/voila $(APP_FLAGS) nbs/app.ipynb
+app: .venv/ready ## Serve the search page to visitors (ROOT: a project, by default the demo; APP_FLAGS: options of clip_ft_app)
+	$(BIN)/clip_ft_app --root $(ROOT) $(APP_FLAGS)
 
 # All notebooks in order and in one process and, beside them, tests/; each of the two also after a failure of the other.
 # With one thread each, the two do not compete for the same cores.

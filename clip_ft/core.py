@@ -218,7 +218,8 @@ def console_script(
                 traceback.print_exc()
             message, code = _message_and_code(error)
             if os.environ.get('LOCAL_RANK', '0') == '0':
-                print(' '.join(message.split()), file=sys.stderr)
+                line = ' '.join(message.split())
+                print(line if len(line) <= 700 else f'{line[:500]} … {line[-150:]}', file=sys.stderr)
             raise SystemExit(code) from None
     return run
 

@@ -362,6 +362,10 @@ def add_columns_option(
 
 def _column_pair(text: str) -> tuple[str, str]:
     standard, _, own = text.partition('=')
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ArgumentTypeError(f'{text!a} is not UTF-8') from None
     if not (standard and own):
         raise ArgumentTypeError(f'{text!r} is not of the form image=file')
     return standard, own

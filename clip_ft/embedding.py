@@ -32,7 +32,7 @@ from .data import catalogue_folder, image_folder, load_split
 from .dataset import ResizeSpec, read_pixels
 from .encode import embed_images
 from .fast import InferenceModel
-from .images import ImageError, image_problem
+from .images import ImageError, image_problem, read_image_file
 from .locks import stage_lock
 from .model import embedding_size, load_model, model_device, open_device
 
@@ -138,13 +138,11 @@ def read_image(
     if problem:
         return '', None, problem
     try:
-        data = (Path(image_dir)/name).read_bytes()
+        data = read_image_file(Path(image_dir)/name)
         digest = blake2b(data, digest_size=16).hexdigest()
         return digest, None if digest in known else read_pixels(BytesIO(data), resize), ''
     except ImageError as error:
         return '', None, error.reason
-    except OSError as error:
-        return '', None, f'image cannot be read: {error.strerror}'
 
 
 def _read_chunk(names: list[str], image_dir: str | Path, resize: ResizeSpec, known: Collection[str]) -> list[tuple]:

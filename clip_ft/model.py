@@ -285,7 +285,7 @@ def load_model(
     name: str | Path = 'openai/clip-vit-base-patch32',  # name on the hub, or folder written by save_model
     device: torch.device | str | None = None,  # device to put it on; None: the fastest available
 ) -> tuple[Any, Any]:  # model in eval mode, processor
-    "Load a two-tower model and its processor. Raises InputError if there is none, or its files do not fit together."
+    "Load a two-tower model and its processor. Raises InputError if there is none, or if its files do not fit."
     name = _present_folder(name)
     if os.path.isfile(name):
         raise InputError(f'{name} is a file. Give a folder, such as checkpoints/best_model, or a name on the hub.')

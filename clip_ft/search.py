@@ -187,7 +187,7 @@ def _image_vector(self: Searcher, image: Any, like: str | None) -> np.ndarray | 
     if image is None:
         return None
     file = io.BytesIO(image) if isinstance(image, (bytes, bytearray)) else image
-    return embed_images(self.inference, self.processor, [open_image(file)], progress=False)[0]
+    return embed_images(self.inference, self.processor, [file], progress=False)[0]
 
 
 @patch

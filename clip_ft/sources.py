@@ -225,7 +225,7 @@ def _request(source: str, limit: int | None, seed: int) -> dict:
     request = {'source': source, 'limit': limit, 'seed': seed if is_random else None, 'folder': None}
     if source in ('demo', 'kaggle'):
         return request
-    path = Path(source).expanduser().resolve()
+    path = Path(os.path.realpath(os.path.expanduser(source)))
     if path.is_file():
         request.update(size=path.stat().st_size, modified=path.stat().st_mtime_ns)
     elif not source or not path.is_dir():

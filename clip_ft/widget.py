@@ -7,6 +7,7 @@ __all__ = ['SearchWidget', 'search_page']
 
 # %% ../nbs/74_widget.ipynb #09f1403e
 import ipywidgets as widgets
+import os
 import pandas as pd
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,14 +17,13 @@ from markupsafe import Markup
 from pathlib import Path
 from traitlets.utils.bunch import Bunch
 
-from .cards import Chip, Pane, Thumbnails, chip_row, column_label, details, load_jpeg, message
-from .checkpoints import weights_hash
-from .core import InputError, Paths
+from .cards import MAX_UPLOAD, Chip, Pane, Thumbnails, chip_row, column_label, details, load_jpeg, message
+from .core import InputError
 from .filters import Facets, Filters
-from .page import Debouncer, Query, QueryHistory, example_queries, find_products
+from .page import Debouncer, Query, QueryHistory, example_queries, find_products, load_project
 from .rendering import thumbnail
-from .results import START_AGAIN, error_message, file_stem, find_product
-from .results import render_query, render_results, save_results
+from .results import START_AGAIN, error_message, error_text, file_stem, find_product
+from .results import render_query, render_results, results_file, save_results
 from .search import Searcher
 
 # %% ../nbs/74_widget.ipynb #f217bb1f
@@ -33,32 +33,35 @@ class SearchWidget(widgets.VBox):
     def __init__(
         self,
         searcher: Searcher, # index and model
-        before: Searcher | None = None, # same catalogue with a model to compare, such as before fine-tuning
+        before: Searcher | None = None, # same catalogue, model to compare with
         top_k: int = 24, # number of products at first
         columns: Sequence[str] | None = None, # columns to filter by; None chooses them
         export_dir: str | Path = 'exports', # folder for exports
         pause: float = .06, # time without typing after which the search starts, in seconds
+        public: bool = False, # whether the page has visitors: writes no files, shows no paths
+        facets: Facets | None = None, # filters, if they exist already
     ) -> None:
+        self.debouncer = Debouncer()
         self.searcher = searcher
         self.before = before
         self.export_dir = Path(export_dir)
         self.pause = pause
-        self.facets = Facets(searcher.dataframe, columns)
+        self.public = public
+        self.facets = facets or Facets(searcher.dataframe, columns)
         self.thumbnails = Thumbnails(searcher.image_dir)
         self.history = QueryHistory()
-        self.debouncer = Debouncer()
         self.like = ''
         self.image = b''
         self.updating = False
+        self.shown = Query()
         self.results: dict[str, pd.DataFrame] = {}
         self.results_html = Markup('')
-        self.exported: dict[str, Path] = {}
-        self.checked_versions: dict[int, int] = {}
+        self.exported: Mapping[str, Callable[[], bytes]] = {}
 
         self._make_search_bar()
         self._make_tools(top_k)
         self.filters = Filters(self.facets, self.notify)
-        self.pane = Pane(self.handle_action)
+        self.pane = Pane(self.handle_action, self.search_by_image)
         self.main = widgets.VBox([self.tools, self.mix, self.pane]).add_class('cf-main')
         super().__init__([self.bar, widgets.HBox([self.filters, self.main]).add_class('cf-columns')])
         self.add_class('cf-page')
@@ -68,6 +71,11 @@ class SearchWidget(widgets.VBox):
         self._connect()
         self.search()
         self.debouncer.enqueue(self._warm_up)
+
+    def close(self) -> None:
+        "Remove the page, and end its thread."
+        self.debouncer.close()
+        super().close()
 
 # %% ../nbs/74_widget.ipynb #a4f5330a
 @patch
@@ -193,16 +201,15 @@ def _update(self: SearchWidget, is_outdated: Callable[[], bool]) -> None:
     "Search and draw the results, unless a newer query arrives."
     query = self.current_query()
     try:
-        self.check_models()
         results = self._find(query)
         if is_outdated():
             return
         status, html = render_results(query, results, self.facets, self.thumbnails)
     except Exception as error:
-        results, status, html = {}, '', error_message(error)
+        results, status, html = {}, '', error_message(error, self.public)
     if is_outdated():
         return
-    self.results = results
+    self.shown, self.results = query, results
     self.results_html = render_query(query, self.facets, self.thumbnails) + html
     with self.pane.hold_sync():
         self.pane.html = self.results_html
@@ -230,30 +237,14 @@ def _warm_up(self: SearchWidget) -> None:
         for text in example_queries(self.facets, 1):
             found = find_products(self.searcher, self.facets, Query(text))
             self.thumbnails(found['image'])
-    except InputError as error:
-        self.pane.status = str(error)
-
-# %% ../nbs/74_widget.ipynb #922a0d57
-@patch
-def check_models(self: SearchWidget) -> None:
-    "Raise InputError if a model has changed since it embedded the catalogue."
-    for searcher in (self.searcher, self.before):
-        if searcher is None:
-            continue
-        version = sum(parameter._version for parameter in searcher.model.parameters())
-        if self.checked_versions.get(id(searcher)) == version:
-            continue
-        if weights_hash(searcher.model) != searcher.index.weights_hash:
-            raise InputError(
-                'The model has changed since the catalogue was embedded, for example by training. Embed the catalogue '
-                'again (embed_catalogue, or clip_ft_embed) and make a new SearchWidget(Searcher.load(paths)).')
-        self.checked_versions[id(searcher)] = version
+    except Exception as error:
+        self.pane.status = error_text(error, self.public)
 
 # %% ../nbs/74_widget.ipynb #6f4a957c
 @patch
 def handle_action(
     self: SearchWidget,
-    action: str, # open, like, query, remove, remove_filters, clear or download
+    action: str, # open, like, query, remove, remove_filters, clear or download or too_large
     value: str, # argument of the action
 ) -> None:
     "Handle a click on a button of the pane."
@@ -271,7 +262,9 @@ def handle_action(
     elif action == 'clear':
         self.set_query(Query(top_k=query.top_k))
     elif action == 'download' and value in self.exported:
-        self.pane.send_file(value, self.exported[value].read_bytes())
+        self.download(value)
+    elif action == 'too_large':
+        self.refuse_upload(value)
 
 # %% ../nbs/74_widget.ipynb #73f00009
 @patch
@@ -293,13 +286,36 @@ def handle_upload(self: SearchWidget, change: Bunch) -> None:
         return
     data = bytes(change.new[0]['content'])
     self.upload.value = ()
+    self.search_by_image(data)
+
+
+@patch
+def search_by_image(
+    self: SearchWidget,
+    data: bytes, # contents of an image file
+) -> None:
+    "Search by an uploaded image, or say why it cannot be used."
+    if len(data) > MAX_UPLOAD:
+        return self.refuse_upload(f'{len(data)/1e6:.1f}')
     try:
-        thumbnail(data, 64)
+        small = thumbnail(data, 1024)
     except InputError as error:
         text = f'{error}. Save it as JPEG or PNG and upload that.'
         self.pane.html = message('This upload cannot be read', text, [START_AGAIN])
         return
-    self.set_query(replace(self.current_query(), image=data, like='', sort='best'))
+    image = data if len(data) <= 500_000 else small
+    self.set_query(replace(self.current_query(), image=image, like='', sort='best'))
+
+
+@patch
+def refuse_upload(
+    self: SearchWidget,
+    size: str, # size of the file, in MB
+) -> None:
+    "Say that a file is too large."
+    limit = f'{MAX_UPLOAD/1e6:g} MB'
+    text = f'The file has {size} MB; at most {limit} are possible. Save it smaller, such as at 2,000 pixels.'
+    self.pane.html = message('This upload is too large', text, [START_AGAIN])
 
 # %% ../nbs/74_widget.ipynb #d840c9b9
 @patch
@@ -308,41 +324,59 @@ def export(
     kind: str, # csv or png
     _button: widgets.Button | None = None,
 ) -> None:
-    "Write the results to the export folder, and offer them for download."
+    "Offer the results for download and, unless the page is public, write them to the export folder."
     self.pane.status = 'Saving …'
-    self.debouncer.enqueue(self._export, kind, self.current_query(), dict(self.results))
+    self.debouncer.enqueue(self._export, kind)
 
 
 @patch
-def _export(self: SearchWidget, kind: str, query: Query, results: Mapping[str, pd.DataFrame]) -> None:
-    "Write one file per model."
-    stem = file_stem(query)
-    files = []
+def _export(self: SearchWidget, kind: str) -> None:
+    "Export one file per model."
+    stem = file_stem(self.shown)
+    title = self.shown.text.strip() or stem
+    files, paths = {}, []
     try:
-        for title, table in results.items():
-            path = self.export_dir/f'{stem}{"-before" if title == "Before" else ""}.{kind}'
-            save_results(table, path, self.searcher.image_dir, query.text.strip() or stem)
-            files.append(path)
-    except OSError as error:
-        self.pane.status = f'Could not save: {error}. Choose another folder with SearchWidget(..., export_dir=...).'
+        for label, table in self.results.items():
+            path = self.export_dir/f'{stem}{"-before" if label == "Before" else ""}.{kind}'
+            files[path.name] = partial(results_file, table, kind, self.searcher.image_dir, title)
+            if not self.public:
+                save_results(table, path, self.searcher.image_dir, title)
+                paths.append(str(path.resolve()))
+    except Exception as error:
+        advice = '' if self.public else ' Choose another folder with SearchWidget(..., export_dir=...).'
+        self.pane.status = f'Could not save: {error_text(error, self.public)}{advice}'
         return
-    self.exported |= {path.name: path for path in files}
-    chips = [Chip(f'Download {path.name}', 'download', path.name) for path in files]
-    saved = 'Saved as ' + ', '.join(str(path.resolve()) for path in files)
-    self.pane.html = chip_row(chips, saved) + self.results_html
-    self.pane.status = 'Saved'
+    self.exported = files
+    chips = [Chip(f'Download {name}', 'download', name) for name in files]
+    self.pane.html = chip_row(chips, f'Saved as {", ".join(paths)}' if paths else 'Ready') + self.results_html
+    self.pane.status = 'Saved' if paths else 'Ready to download'
+
+
+@patch
+def download(
+    self: SearchWidget,
+    name: str, # file name of the last export
+) -> None:
+    "Make a file of the last export, and send it to the browser."
+    try:
+        self.pane.send_file(name, self.exported[name]())
+    except Exception as error:
+        self.pane.status = f'Could not make {name}: {error_text(error, self.public)}'
 
 # %% ../nbs/74_widget.ipynb #0102cdca
 def search_page(
     root: str | Path = '.', # folder of the project
     device: str | None = None, # device of the model; None chooses the fastest
 ) -> widgets.DOMWidget: # search page, or a message that says what is missing
-    "The search page of a project."
+    "The search page of a project. Public if Voila serves it."
+    public = os.environ.get('SERVER_SOFTWARE', '').startswith('voila')
     try:
-        return SearchWidget(Searcher.load(Paths(root), device), export_dir=Path(root)/'exports')
+        searcher, facets = load_project(root, device)
+        return SearchWidget(searcher, export_dir=Path(root)/'exports', public=public, facets=facets)
     except (InputError, OSError) as error:
+        root_option = '' if public else f' with --root {root}'
         text = (
-            f'{error} In a clone, "make demo" prepares a catalogue to try; for your own, run clip_ft_get_data, '
-            f'clip_ft_preprocess, clip_ft_train and clip_ft_embed with --root {root}.')
+            f'{error_text(error, public)} In a clone, "make demo" prepares a catalogue to try; for your own, run '
+            f'clip_ft_get_data, clip_ft_preprocess, clip_ft_train and clip_ft_embed{root_option}.')
         pane = Pane(html=message('There is nothing to search here yet', text))
         return widgets.VBox([pane]).add_class('cf-page')

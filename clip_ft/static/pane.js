@@ -1,11 +1,11 @@
 // The results pane: shows the HTML from Python, and sends clicks on elements with data-action back.
 
+const BUSY = document.body.dataset.voila
+  ? 'Python is busy, or the connection was lost: if this message stays, reload the page.'
+  : `Python is busy, perhaps training a model. Your search runs as soon as it is free. To search meanwhile, open the page
+     in another notebook or with <code>make app</code>; to stop the running cell, choose Kernel, Interrupt.`;
 const FRAME = `
-  <div class="cf-busy" role="alert" hidden>
-    Python is busy, perhaps training a model. Your search runs as soon as it is free.
-    To search meanwhile, open the page in another notebook or with <code>make app</code>;
-    to stop the running cell, choose Kernel, Interrupt.
-  </div>
+  <div class="cf-busy" role="alert" hidden>${BUSY}</div>
   <div class="cf-status" role="status"></div>
   <div class="cf-body"></div>
   <dialog class="cf-dialog" aria-label="Product details"></dialog>`;
@@ -53,6 +53,24 @@ function render({ model, el }) {
     if (message.file) download(message.file, buffers[0]);
   };
 
+  const chooser = Object.assign(document.createElement('input'), { type: 'file', accept: 'image/*' });
+  const upload = async () => {
+    const file = chooser.files[0];
+    if (!file) return;
+    chooser.value = ''; // the same file can be chosen again
+    ping();
+    if (file.size > model.get('max_upload')) {
+      model.send({ action: 'too_large', value: (file.size / 1e6).toFixed(1) });
+    } else {
+      model.send({ action: 'upload' }, undefined, [await file.arrayBuffer()]);
+    }
+  };
+  const onUploadButton = event => {
+    if (!page().contains(event.target) || !event.target.closest('.widget-upload')) return;
+    event.stopImmediatePropagation(); // the widget would send a file of any size
+    chooser.click();
+  };
+
   const onClick = event => {
     const button = event.target.closest('[data-action]');
     if (event.target === dialog || (button && dialog.contains(button))) dialog.close();
@@ -64,6 +82,8 @@ function render({ model, el }) {
   model.on('change:html change:status', draw);
   model.on('msg:custom', onMessage);
   el.addEventListener('click', onClick, { signal: listeners.signal });
+  chooser.addEventListener('change', upload);
+  document.addEventListener('click', onUploadButton, { signal: listeners.signal, capture: true });
   for (const kind of ['input', 'click']) {
     const pingIfInside = event => { if (page().contains(event.target)) ping(); };
     document.addEventListener(kind, pingIfInside, { signal: listeners.signal });
