@@ -213,10 +213,10 @@ def _replaced_folder(folder: Path) -> Path:
     return folder.parent/f'.{folder.name}-old'
 
 
-def _present_folder(name: str) -> str:
+def _present_folder(name: str | Path) -> str:
     "The folder of a model, also if a process was killed between the two renamings of save_model."
     replaced = _replaced_folder(Path(name))
-    return str(replaced) if not os.path.exists(name) and replaced.is_dir() else name
+    return str(replaced if not os.path.exists(name) and replaced.is_dir() else name)
 
 # %% ../nbs/30_model.ipynb #c0d10001
 def read_notes(
@@ -286,7 +286,7 @@ def load_model(
     device: torch.device | str | None = None,  # device to put it on; None: the fastest available
 ) -> tuple[Any, Any]:  # model in eval mode, processor
     "Load a two-tower model and its processor. Raises InputError if there is none, or if its files do not fit."
-    name = _present_folder(str(name))
+    name = _present_folder(name)
     if os.path.isfile(name):
         raise InputError(f'{name} is a file. Give a folder, such as checkpoints/best_model, or a name on the hub.')
     device = open_device(device)

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from fastcore.basics import patch
 from functools import cached_property
@@ -23,8 +24,9 @@ from torch import nn
 from typing import Any
 from .checkpoints import weights_hash
 from .cleaning import as_texts
-from .core import InputError
+from .core import InputError, name_disk_errors
 from .embedding import SHARD, EmbeddedImages, embed_blocks
+from .locks import stage_lock
 from .where import Condition, read_where, with_scores
 
 # %% ../nbs/64_store.ipynb #a44b16bd
@@ -232,7 +234,8 @@ def write(
     numbers = np.ascontiguousarray(vectors, np.float32).ravel()
     arrays['vector'] = pa.FixedSizeListArray.from_arrays(numbers, vectors.shape[1])
     rows = pa.table([arrays[name] for name in schema.names], schema=schema)
-    self.table.merge_insert('image').when_matched_update_all().when_not_matched_insert_all().execute(rows)
+    with name_disk_errors(self.uri):
+        self.table.merge_insert('image').when_matched_update_all().when_not_matched_insert_all().execute(rows)
 
 
 @patch
@@ -339,11 +342,12 @@ def sync(
     progress: bool = True,  # show a progress bar
 ) -> pd.DataFrame:  # as from update, with the outcome 'deleted' for removed products
     "Update the store, delete all products that are not given, and optimize."
-    done = self.update(model, processor, products, image_dir, progress)
-    stored = self._filled().search().select(['image']).to_arrow()['image'].to_pylist()
-    gone = sorted(set(stored) - set(products['image']))
-    self.delete(gone)
-    self.optimize()
+    with nullcontext() if '://' in self.uri else stage_lock('sync', self.uri):  # object storage has no locks
+        done = self.update(model, processor, products, image_dir, progress)
+        stored = self._filled().search().select(['image']).to_arrow()['image'].to_pylist()
+        gone = sorted(set(stored) - set(products['image']))
+        self.delete(gone)
+        self.optimize()
     return pd.concat([done, pd.DataFrame(dict(image=gone, outcome='deleted'))], ignore_index=True)
 
 

@@ -75,7 +75,7 @@ def test_preprocess_killed(split_shop, tmp_path, killed):
             seen.append('error')
             for path, data in zip(files, old, strict=True):
                 path.write_bytes(data)
-    assert set(seen) == {'old', 'error'} and len(seen) == 4
+    assert set(seen) == {'old', 'error'} and len(seen) >= 4
     assert [path.read_bytes() for path in files] == new and not hidden(root)
 
 
