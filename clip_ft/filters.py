@@ -9,6 +9,7 @@ __all__ = ['NO_FACETS', 'FIRST_FACETS', 'Facets', 'FacetBox', 'Filters']
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fastcore.basics import patch
 from markupsafe import Markup
@@ -196,6 +197,11 @@ def refresh(self: FacetBox, _change: dict | None = None) -> None:
     _set_children(self.body, [self.find]*has_find + [self.rows] + [self.more]*has_more)
 
 # %% ../nbs/71_filters.ipynb #71f00007
+def _no_maths(text: str) -> str: # HTML
+    "A label in which MathJax finds no formulas."
+    return Markup('<span class="mathjax_ignore tex2jax_ignore">{}</span>').format(text)
+
+
 @patch
 def _fill_boxes(self: FacetBox, names: Sequence[str]) -> None:
     "Assign one check box to each value."
@@ -203,11 +209,13 @@ def _fill_boxes(self: FacetBox, names: Sequence[str]) -> None:
         box = widgets.Checkbox(indent=False)
         box.observe(self.notify, 'value')
         self.boxes.append(box)
+    self.names = list(names)
     self.updating = True
     for box, name in zip(self.boxes, names):
         with box.hold_sync():
             box.value = name in self.chosen
-            box.description = name
+            box.description_allow_html = bool(re.search(r'[$\\]', name)) # otherwise typeset as mathematics
+            box.description = _no_maths(name) if box.description_allow_html else name
             box.tooltip = f'{name}: {self.counts.get(name, 0):,} products'
     self.updating = False
     _set_children(self.ticks, self.boxes[:len(names)])
@@ -218,7 +226,7 @@ def notify(self: FacetBox, change: Bunch) -> None:
     "Handle a click on a check box."
     if self.updating:
         return
-    name = change.owner.description
+    name = self.names[self.boxes.index(change.owner)]
     if change.new:
         self.chosen.append(name)
     elif name in self.chosen:

@@ -92,7 +92,14 @@ def _host_name(text: str) -> str:
     return text
 
 
-def _serve(folder: Path, root: Path, config: Config, options: list[str]) -> None:
+def _port(text: str) -> int:
+    "Check a port; an argparse type."
+    if not text.isdecimal() or not 0 < int(text[:9]) < 65536:
+        raise ArgumentTypeError('must be a port, from 1 to 65535')
+    return int(text)
+
+
+def _serve(folder: Path, root: Path, config: Config, settings: list[str]) -> None:
     "Serve the page until the server is stopped."
     from voila.app import Voila # a requirement of clip_ft[app] only
 
@@ -106,7 +113,7 @@ def _serve(folder: Path, root: Path, config: Config, options: list[str]) -> None
     except InputError as error:
         print(f'Each visitor gets a model of its own: {error}', flush=True)
     try:
-        Voila.launch_instance([*options, str(write_site(folder, kernel))], config=config)
+        Voila.launch_instance([*settings, str(write_site(folder, kernel))], config=config)
     finally:
         if warm:
             end_warm_process(warm)
@@ -115,14 +122,21 @@ def _serve(folder: Path, root: Path, config: Config, options: list[str]) -> None
 @console_script
 def app_main(argv: list[str] | None = None) -> None:
     "Serve the search page: the command clip_ft_app."
-    parser = command_parser('Serve the search page to visitors; other options are those of Voila, such as --port=8000.')
+    parser = command_parser('Serve the search page to visitors. Settings of Voila: --Class.name=value')
+    parser.add_argument('--port', type=_port, default=8866, help='port to listen on')
+    parser.add_argument('--no-browser', action='store_true', help='do not open the page in a browser')
     parser.add_argument('--host', type=_host_name, action='append', default=[],
                         help='name under which visitors reach the server; repeat it for several names')
     parser.add_argument('--visitors', type=non_negative_int, default=VISITORS, help='maximum number of open pages')
-    args, options = parser.parse_known_args(argv)
+    args, settings = parser.parse_known_args(argv)
+    for setting in settings:
+        if not re.match(r'--\w+\.\w+=', setting):
+            parser.error(f'unrecognized argument {setting!r}')
     if not find_spec('voila'):
         raise InputError('The search page needs Voila: run pip install "clip_ft[app]".')
     if not Path(args.root).is_dir():
         raise InputError(f'There is no folder {args.root}; give the folder of a project with --root.')
+    config = server_config(args.host, args.visitors)
+    config.Voila.update(port=args.port, port_retries=0, open_browser=not args.no_browser)
     with TemporaryDirectory(prefix='clip_ft_') as folder:
-        _serve(Path(folder), Path(args.root).resolve(), server_config(args.host, args.visitors), options)
+        _serve(Path(folder), Path(args.root).resolve(), config, settings)
