@@ -26,6 +26,7 @@ from typing import Any
 from .core import InputError, Paths, atomic_write
 from .dataset import PixelCache
 from .model import save_model
+from .sources import check_zip
 
 # %% ../nbs/34_checkpoints.ipynb #d6df271b
 def weights_hash(
@@ -59,7 +60,12 @@ def read_checkpoint(
     if not os.path.isfile(path):
         raise InputError(f'There is no checkpoint {path}: train first (clip_ft_train).')
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                check_zip(archive)
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except InputError:
+        raise
     except UnpicklingError:
         message = 'contains objects other than tensors and plain values, which could run code'
         raise InputError(f'The checkpoint {path} {message}; it was not loaded.') from None
@@ -185,6 +191,7 @@ def load(self: Snapshots,
     for path in self.files():
         try:
             with zipfile.ZipFile(path) as archive:
+                check_zip(archive)
                 damaged = archive.testzip()
             if damaged:
                 raise zipfile.BadZipFile(f'the checksum of {damaged} is wrong')

@@ -35,6 +35,7 @@ from .fast import InferenceModel
 from .images import ImageError, image_problem, read_image_file
 from .locks import stage_lock
 from .model import embedding_size, load_model, model_device, open_device
+from .sources import check_zip
 
 # %% ../nbs/60_embedding.ipynb #96da3523
 def save_embeddings(
@@ -106,9 +107,7 @@ def load_embeddings(
 def _read_arrays(path: str | Path) -> dict:
     "Read and validate the contents of an embeddings file."
     with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if member.file_size > 100 * max(member.compress_size, 1):
-                raise InputError(f'{path} was refused: {member.filename} would unpack to {member.file_size:,} bytes.')
+        check_zip(archive)
     with np.load(path, allow_pickle=False) as file:
         missing = {'embeddings', 'image_names', 'products', 'about'} - set(file.files)
         if missing:
@@ -205,11 +204,15 @@ def _shard_path(folder: Path, number: int) -> Path: return folder/f'{number:06}.
 def _read_shard(path: Path, count: int) -> EmbeddedImages | None:
     "Read a finished shard of count images; None if it is missing or damaged."
     try:
+        with zipfile.ZipFile(path) as archive:
+            check_zip(archive)
         with np.load(path, allow_pickle=False) as file:
             shard = EmbeddedImages(*(file[name] for name in EmbeddedImages._fields))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except _UNREADABLE:
         return None
-    return shard if all(len(array) == count for array in shard) else None
+    kinds = [(array.dtype.kind, array.ndim) for array in shard]
+    fits = kinds == [('U', 1), ('f', 2), ('U', 1)] and all(len(array) == count for array in shard)
+    return shard if fits else None
 
 
 def _known(shard: EmbeddedImages | None) -> dict[str, np.ndarray]:

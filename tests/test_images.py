@@ -3,6 +3,8 @@
 import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -162,3 +164,29 @@ def test_pixel_id_depends_on_pixels_and_shape_only(tmp_path):
     white.resize((6, 4)).save(tmp_path/'c.png')
     a, b, c = check_images(tmp_path, ['a.png', 'b.bmp', 'c.png'])['pixel_id']
     assert a == b != c and len(a) == 16
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from clip_ft.images import ImageError, _pixel_id, open_image
+for name in sys.argv[1:]:
+    try:
+        _pixel_id(open_image(name))
+    except ImageError as error:
+        assert 'too large' in error.reason, error
+print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='only Linux has /proc')
+def test_large_images_take_bounded_memory(tmp_path):
+    "Images of 96 megapixels, and the largest that are accepted."
+    grey = Image.new('L', (12_000, 8000), 200)
+    files = {'grey.png': grey, 'grey.gif': grey, 'colour.jpg': grey.convert('RGB'), 'alpha.png': grey.convert('LA'),
+             'colour.webp': Image.new('RGB', (6000, 4000)), 'smaller.png': Image.new('RGBA', (7000, 5000), '#80808080')}
+    for name, image in files.items():
+        image.save(tmp_path/name, **dict(compress_level=1) if name.endswith('png') else dict(method=0))
+    run = subprocess.run([sys.executable, '-c', PEAK, *(str(tmp_path/name) for name in files)], check=True,
+                         capture_output=True, text=True)
+    assert int(run.stdout) < 550_000  # kB

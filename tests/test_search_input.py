@@ -12,11 +12,14 @@ from conftest import snapshot
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
+from clip_ft import images
+from clip_ft.checkpoints import Snapshots
 from clip_ft.core import Paths
 from clip_ft.embedding import embed_main, load_embeddings, save_embeddings
+from clip_ft.images import ImageError
 from clip_ft.model import save_model, tiny_model
 from clip_ft.report import evaluate_main
-from clip_ft.search import plot_results
+from clip_ft.search import Searcher, plot_results
 from clip_ft.search_command import search_main
 
 
@@ -165,6 +168,16 @@ def zip_bomb(path, arrays, _bomb):
     np.savez_compressed(path, **arrays | {'embeddings': np.zeros((20_000_000, 1), np.float32)})
 
 
+def packed_again(path, method, bomb=None):
+    "Write a zip file again with another compression, and optionally a bomb in place of the largest member."
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    largest = max(members, key=lambda name: len(members[name]))
+    with zipfile.ZipFile(path, 'w', method) as archive:
+        for name, content in members.items():
+            archive.writestr(name, bomb if bomb and name == largest else content)
+
+
 def cut_in_half(path, _arrays, _bomb):
     path.write_bytes(path.read_bytes()[:5000])
 
@@ -192,10 +205,12 @@ def huge_shape(path, arrays, _bomb):
 
 @pytest.mark.parametrize('spoil', [
     pickled_names, zip_bomb, cut_in_half, larger_shape, huge_shape,
+    lambda path, _arrays, _bomb: packed_again(path, zipfile.ZIP_BZIP2),
+    lambda path, _arrays, _bomb: packed_again(path, zipfile.ZIP_LZMA),
     lambda path, _arrays, _bomb: path.write_text('hello'),
     lambda path, _arrays, _bomb: path.write_bytes(b''),
     lambda path, _arrays, _bomb: np.savez(path, vectors=np.eye(3)),
-], ids=['pickled names', 'zip bomb', 'half', 'larger shape', 'huge shape', 'text', 'empty', 'foreign'])
+], ids=['pickled names', 'zip bomb', 'half', 'larger shape', 'huge shape', 'bzip2', 'lzma', 'text', 'empty', 'foreign'])
 def test_bad_embeddings_files_are_refused(copied_shop, run, tmp_path, spoil):
     path = Paths(copied_shop).embeddings
     with np.load(path) as file:
@@ -204,6 +219,34 @@ def test_bad_embeddings_files_are_refused(copied_shop, run, tmp_path, spoil):
     before = snapshot(copied_shop)
     assert 'image_embeddings.npz' in run(search_main, 'jeans', '--root', copied_shop, refused=True)
     assert snapshot(copied_shop) == before and not (tmp_path/'ran').exists()
+
+
+@pytest.mark.parametrize('method, bomb, message', [
+    (zipfile.ZIP_LZMA, None, 'compressed with lzma'), (zipfile.ZIP_BZIP2, None, 'compressed with bzip2'),
+    (zipfile.ZIP_DEFLATED, bytes(30*2**20), 'unpacks to over 200 times'),
+])
+def test_a_packed_checkpoint_is_refused(copied_shop, run, method, bomb, message):
+    packed_again(Paths(copied_shop).best_checkpoint, method, bomb)
+    assert message in run(evaluate_main, '--root', copied_shop, refused=True)
+
+
+def test_a_packed_snapshot_is_not_opened(tmp_path, capsys):
+    snapshots = Snapshots(tmp_path)
+    for step in (1, 2):
+        torch.save({'step': step, 'values': torch.arange(2000.)}, tmp_path/f'step-{step:010}.pt')
+    packed_again(tmp_path/'step-0000000002.pt', zipfile.ZIP_LZMA)
+    assert snapshots.load()['step'] == 1 and 'compressed with lzma' in capsys.readouterr().out
+
+
+def test_a_query_image_is_decoded_within_limits(shop, tmp_path, monkeypatch):
+    searcher = Searcher.load(Paths(shop[0]), 'cpu')
+    for name, size in (('narrow.png', (1, 30_000)), ('large.png', (600, 600))):
+        Image.new('RGB', size, 'red').save(tmp_path/name)
+    monkeypatch.setattr(images, 'MAX_DECODING_BYTES', 1_000_000)
+    assert len(searcher.search(image=(tmp_path/'narrow.png').read_bytes())) == 5
+    for image in (tmp_path/'large.png', (tmp_path/'large.png').read_bytes()):
+        with pytest.raises(ImageError, match='to decode, over 1 MB'):
+            searcher.search(image=image)
 
 
 def test_an_extra_member_is_never_opened(copied_shop, run, tmp_path):

@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import struct
+import unicodedata
 import zipfile
 from pathlib import Path
 from unittest.mock import patch
@@ -58,6 +59,12 @@ def link(name, target):
     return info, target
 
 
+def packed(method):
+    info = zipfile.ZipInfo('data/zeros.jpg')
+    info.compress_type = method
+    return info, bytes(2**20)
+
+
 @pytest.mark.parametrize('bad, message', [
     (('../evil.txt', 'x'), 'leaves the folder'),
     (('data/../../evil.txt', 'x'), 'leaves the folder'),
@@ -67,6 +74,16 @@ def link(name, target):
     (('..\\evil.txt', 'x'), 'leaves the folder'),
     ((r'data\..\..\evil.txt', 'x'), 'leaves the folder'),
     (link('data/link', '/etc'), 'a link or a special file'),
+    ((r'\evil.txt', 'x'), 'leaves the folder'),
+    (('data/.. /evil.txt', 'x'), 'leaves the folder'),
+    (('.', 'x'), 'no name'),
+    (('DATA.CSV', 'x'), 'same file on Windows or macOS'),
+    (('data.csv.', 'x'), 'same file on Windows or macOS'),
+    (('Data/1.jpg', 'x'), 'same file on Windows or macOS'),
+    ((r'data\1.jpg', 'x'), 'same name'),
+    (('data/1.JPG/x.jpg', 'x'), 'both a file and a folder'),
+    (packed(zipfile.ZIP_BZIP2), 'compressed with bzip2'),
+    (packed(zipfile.ZIP_LZMA), 'compressed with lzma'),
     (('data.csv', 'again'), 'same name'),
     (('./data.csv', 'again'), 'same name'),
     (('data.csv/x.jpg', 'x'), 'both a file and a folder'),
@@ -84,6 +101,32 @@ def test_unsafe_members_are_refused_before_the_first_is_unpacked(tmp_path, bad, 
     assert 'bad.zip' in str(error.value) and snapshot(tmp_path) == before
     good = zip_of(tmp_path/'good.zip', ('data.csv', HEADER + rows(3)), ('data/1.jpg', jpeg()))
     assert len(read_products(get_data(good, paths))) == 3  # the refused archive left no files
+
+
+@pytest.mark.parametrize('form', ['NFC', 'NFD'])
+def test_names_that_differ_in_their_unicode_form_only(tmp_path, form):
+    names = [unicodedata.normalize(other, 'data/\xdc\xe9.jpg') for other in ('NFC', 'NFD')]
+    table = HEADER + unicodedata.normalize(form, '\xdc\xe9.jpg') + ',text,Name,Hats\n'
+    path = zip_of(tmp_path/'bad.zip', ('data.csv', table), *((name, jpeg()) for name in names))
+    with pytest.raises(InputError, match='same file on Windows or macOS'):
+        get_data(path, Paths(tmp_path/'root'))
+
+
+def test_backslashes_separate_folders(catalogue, tmp_path):
+    files = {path.relative_to(catalogue): path.read_bytes() for path in catalogue.rglob('*') if path.is_file()}
+    path = zip_of(tmp_path/'a.zip', *((str(name).replace('/', '\\'), data) for name, data in files.items()))
+    assert without_record(get_data(path, Paths(tmp_path/'all'))) == snapshot(catalogue)
+    assert len(read_products(get_data(path, Paths(tmp_path/'some'), limit=7))) == 7
+    assert len(snapshot(tmp_path/'some/data/extracted/data')) == 7
+
+
+def test_a_member_without_a_name(tmp_path):
+    with zipfile.ZipFile(tmp_path/'bad.zip', 'w') as archive:
+        archive.writestr('data.csv', HEADER + rows(3))
+        archive.writestr('x', 'x')
+        archive.filelist[-1].filename = ''
+    with pytest.raises(InputError, match='it has no name'):
+        get_data(tmp_path/'bad.zip', Paths(tmp_path/'root'))
 
 
 def test_total_compression_ratio_is_limited(tmp_path):
