@@ -23,7 +23,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from collections.abc import Callable, Iterator
 from typing import Any
-from .core import InputError, Paths, atomic_write
+from .core import InputError, Paths, atomic_write, printable
 from .dataset import PixelCache
 from .model import save_model
 from .sources import check_zip
@@ -198,7 +198,7 @@ def load(self: Snapshots,
             return torch.load(path, map_location='cpu', weights_only=True)
         except Exception as error:  # a damaged file can raise anything
             if verbose:
-                print(f'{path} is damaged ({error}).')
+                print(printable(f'{path} is damaged ({error}).'))
     if verbose and self.files():
         print('No intact snapshot is left: the run starts from the beginning.')
     return None

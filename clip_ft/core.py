@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DISK_ERRORS', 'Paths', 'InputError', 'temporary_path', 'is_temporary', 'remove_leftovers', 'name_disk_errors',
-           'atomic_write', 'flush_to_disk', 'console_script', 'command_parser', 'non_negative_int', 'worker_pool',
-           'chunked_calls', 'run_parallel', 'new_figure']
+           'writable_file', 'atomic_write', 'flush_to_disk', 'printable', 'console_script', 'command_parser',
+           'non_negative_int', 'worker_pool', 'chunked_calls', 'run_parallel', 'new_figure']
 
 # %% ../nbs/00_core.ipynb #f492763c
 import errno
@@ -160,6 +160,17 @@ def name_disk_errors(
             raise
         raise OSError(number, os.strerror(number), str(path)) from error
 
+# %% ../nbs/00_core.ipynb #0a10f002
+def writable_file(
+    path: str | Path,  # file to write
+) -> Path:  # the file that a link refers to, or the path itself
+    "Check that a path can be written as a file. Raises `InputError` for a folder, a device, a named pipe or a socket."
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        kind = 'a folder' if path.is_dir() else 'a device, a named pipe or a socket'
+        raise InputError(f'Cannot write {path}: it is {kind}; use another file name.')
+    return Path(os.path.realpath(path))
+
 # %% ../nbs/00_core.ipynb #1e7e8ac7
 @contextmanager
 def atomic_write(
@@ -167,13 +178,15 @@ def atomic_write(
     durable: bool = False,  # wait until the file is on the disk, so that it survives a power failure
 ) -> Iterator[Path]:  # temporary path to write to, in the same folder and with the same suffix
     "Yield a temporary path, and rename it to the final one unless an exception is raised."
-    path = Path(path)
+    path = writable_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers_once(path.parent.absolute())
     temporary = temporary_path(path)
     with name_disk_errors(path, temporary):
         try:
             yield temporary
+            if path.exists():
+                shutil.copymode(path, temporary)
             if durable:
                 flush_to_disk(temporary)
             os.replace(temporary, path)
@@ -198,6 +211,15 @@ def flush_to_disk(
         if not is_folder:  # some file systems cannot do that for a folder
             raise
 
+# %% ../nbs/00_core.ipynb #04a10002
+def printable(
+    text: object,  # text, or a value that is converted to one
+) -> str:  # one line
+    "Write control characters, line breaks and marks of direction as escapes, such as \\x1b, instead of sending them."
+    text = re.sub(r'[^\S\n\t\r\v\f\x1c-\x1f\x85\u2028\u2029]', ' ', str(text))  # other kinds of spaces
+    joiners = '\u200c\u200d\xad'  # invisible, and necessary in some scripts
+    return ''.join(c if c.isprintable() or c in joiners else repr(c)[1:-1] for c in text)
+
 # %% ../nbs/00_core.ipynb #2bee17f8
 def console_script(
     main: Callable[[list[str] | None], None],  # takes the list of arguments; None means those of the command line
@@ -215,10 +237,10 @@ def console_script(
             if isinstance(error, BrokenPipeError) and _output_is_closed():
                 raise SystemExit(0) from None
             if '--debug' in (sys.argv[1:] if argv is None else argv):
-                traceback.print_exc()
+                print(*map(printable, traceback.format_exc().split('\n')), sep='\n', file=sys.stderr)
             message, code = _message_and_code(error)
             if os.environ.get('LOCAL_RANK', '0') == '0':
-                line = ' '.join(message.split())
+                line = printable(' '.join(message.split()))
                 print(line if len(line) <= 700 else f'{line[:500]} … {line[-150:]}', file=sys.stderr)
             raise SystemExit(code) from None
     return run
@@ -259,7 +281,7 @@ def _one_sentence(error: InputError | OSError) -> str:
 # %% ../nbs/00_core.ipynb #a0ffdfce
 class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f'error: {message}; see --help\n')
+        self.exit(2, printable(f'error: {message}; see --help') + '\n')
 
 
 def command_parser(

@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .cleaning import as_texts, clean_text, full_text, is_placeholder, normalize_text
+from .cleaning import as_texts, clean_text, full_text, is_placeholder, normalize_text, print_lines
 from clip_ft.core import (
-    InputError, Paths, atomic_write, command_parser, console_script, new_figure, non_negative_int,
+    InputError, Paths, atomic_write, command_parser, console_script, new_figure, non_negative_int, printable,
 )
 from .images import check_images
 from .locks import stage_lock
 from .splits import read_split, write_split
-from .tables import read_judgments, read_table, write_table
+from .tables import keep_original, read_judgments, read_table, without_formulas, write_table
 
 # %% ../nbs/10_data.ipynb #59468d44
 MAIN_COLUMNS = ('image', 'description', 'display name', 'category')
@@ -68,7 +68,7 @@ def _from_older_layout(table: pd.DataFrame) -> pd.DataFrame:
         attributes = attributes.apply(lambda column: column.str.strip().str.lower())
         joined = pd.Series([', '.join(filter(None, row)) for row in attributes.to_numpy()], table.index, dtype=str)
         new['description'] = new['display name'].str.strip() + (': ' + joined).where(joined != '', '')
-    return table.drop(columns=['productDisplayName', 'articleType']).assign(**new)
+    return keep_original(table.drop(columns=['productDisplayName', 'articleType']), new).assign(**new)
 
 
 def _rename_columns(table: pd.DataFrame, columns: dict[str, str], path: Path) -> pd.DataFrame:
@@ -78,7 +78,7 @@ def _rename_columns(table: pd.DataFrame, columns: dict[str, str], path: Path) ->
         raise InputError(f'Cannot read {path}: no column {_quoted(wrong)}; the table has {_quoted(table)}.')
     new = pd.DataFrame({standard: table[own] for standard, own in columns.items()})
     rest = table.drop(columns=list(set(columns.values())))
-    return pd.concat([new, rest.rename(columns={name: f'original {name}' for name in columns})], axis=1)
+    return pd.concat([new, keep_original(rest, columns)], axis=1)
 
 
 def _quoted(names: Iterable[str]) -> str:
@@ -187,7 +187,7 @@ def clean_products(
     workers: int | None = None,  # number of threads or processes that decode images; None: one per core
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # kept: cleaned, with full_text and pixel_id; rejects: with row and reason
     "Separate usable rows from unusable ones; each row is in exactly one of the two tables."
-    products = products.reset_index(drop=True)
+    products = keep_original(products.reset_index(drop=True), ('full_text', 'pixel_id'))
     clean = products.assign(image=as_texts(products['image']).str.strip().astype(str))
     for column in ('description', 'display name', 'category'):
         clean[column] = clean_text(products[column])
@@ -204,7 +204,7 @@ def clean_products(
     checked = check_images(image_dir, clean.loc[candidates, 'image'], workers).set_axis(products.index[candidates])
     reason[candidates] = checked['problem']
     kept = clean.assign(full_text=full_text(clean), pixel_id=checked['pixel_id'])[reason == '']
-    rejects = products.assign(row=products.index + 2, reason=reason)[reason != '']
+    rejects = keep_original(products, ('row', 'reason')).assign(row=products.index + 2, reason=reason)[reason != '']
     return kept.reset_index(drop=True), rejects.reset_index(drop=True)
 
 # %% ../nbs/10_data.ipynb #7c93d9f9
@@ -305,7 +305,8 @@ def plot_summary(
     axes = figure.subplots(1, len(counted) + 1)
     for ax, column in zip(axes, counted):
         top = products[column].replace('', '(none)').value_counts()[:15][::-1]
-        ax.barh(top.index, top, color='#4c78a8')
+        ax.barh(range(len(top)), top, color='#4c78a8')
+        ax.set_yticks(range(len(top)), [printable(name) for name in top.index], parse_math=False)
         ax.set(title=f'{column}: {len(top)} of {products[column].nunique()}', xlabel='products')
         ax.tick_params(labelsize=7)
     words = products['full_text'].str.count(' ') + 1
@@ -323,7 +324,7 @@ def preprocess(
     keep_out: str | Path | None = None,  # file for read_judgments; its products are kept out of training
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # training and test set
     "Read, clean and split the catalogue, write the three tables and print a summary."
-    _check_test_size(test_size)  # before the images are decoded
+    _check_test_size(test_size)  # before decoding
     ids = {product for gains in read_judgments(keep_out).values() for product in gains} if keep_out else set()
     folder = catalogue_folder(paths)
     with stage_lock('preprocess', paths.processed):
@@ -331,16 +332,16 @@ def preprocess(
         kept, rejects = clean_products(products, image_folder(folder, products))
         summary = summarize(kept, rejects)
         if len(kept) == 0:
-            write_table(rejects, paths.rejects_csv)
+            write_table(without_formulas(rejects), paths.rejects_csv)
             reasons = ', '.join(f'{reason} ({count:,})' for reason, count in summary['rows'][1:].items())
             raise InputError(f'None of the {len(products):,} rows is usable: {reasons}; see {paths.rejects_csv}.')
         train, test = split_products(kept, test_size, seed, ids)
         write_split(paths, train, test, rejects)
-    print(summary.to_string())
+    print_lines(summary.to_string())
     print(f'{len(train):,} rows to train on and {len(test):,} to test on')
     if ids:
         found = product_ids(test).isin(ids).sum()
-        print(f'{found:,} of the {len(ids):,} products of {keep_out} are kept out of training; '
+        print(f'{found:,} of the {len(ids):,} products of {printable(keep_out)} are kept out of training; '
               'the others are not in the catalogue or were rejected')
     return train, test
 
@@ -383,4 +384,4 @@ def preprocess_main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     paths = Paths(args.root)
     preprocess(paths, dict(args.columns), args.test_size, args.seed, args.keep_out)
-    print(f'the tables are in {paths.split}, the rejected rows in {paths.rejects_csv}')
+    print(printable(f'the tables are in {paths.split}, the rejected rows in {paths.rejects_csv}'))

@@ -27,7 +27,9 @@ from torch import nn
 from tqdm.auto import tqdm
 from typing import Any, NamedTuple
 from .checkpoints import weights_hash
-from .core import InputError, Paths, atomic_write, chunked_calls, command_parser, console_script, run_parallel
+from clip_ft.core import (
+    InputError, Paths, atomic_write, chunked_calls, command_parser, console_script, printable, run_parallel,
+)
 from .data import catalogue_folder, image_folder, load_split
 from .dataset import ResizeSpec, read_pixels
 from .encode import embed_images
@@ -36,6 +38,7 @@ from .images import ImageError, image_problem, read_image_file
 from .locks import stage_lock
 from .model import embedding_size, load_model, model_device, open_device
 from .sources import check_zip
+from .tables import without_formulas
 
 # %% ../nbs/60_embedding.ipynb #96da3523
 def save_embeddings(
@@ -280,11 +283,13 @@ def _join_shards(paths: Paths, folder: Path, products: pd.DataFrame, made_by: st
     with atomic_write(paths.embeddings, durable=True) as temporary:  # both files are renamed after both are written
         save_embeddings(temporary, vectors[usable], kept['image'], kept, made_by, image_set, dtype)
         with atomic_write(rejects) as list_of_rejects:
-            products[['image']].assign(problem=problems)[~usable].to_csv(list_of_rejects, index=False)
+            listed = products[['image']].assign(problem=problems)[~usable]
+            without_formulas(listed).to_csv(list_of_rejects, index=False)
     if usable.all():
         rejects.unlink()
     else:
-        print(f'{(~usable).sum():,} of {len(products):,} images cannot be used and are omitted: see {rejects}')
+        omitted = f'{(~usable).sum():,} of {len(products):,} images'
+        print(f'{omitted} cannot be used and are omitted: see {printable(rejects)}')
     shutil.rmtree(folder.parent)
 
 # %% ../nbs/60_embedding.ipynb #fb15a046
@@ -305,5 +310,5 @@ def embed_main(argv: list[str] | None = None) -> None:
     data = embed_catalogue(model, processor, paths, np.float16 if args.float16 else np.float32)
     if state.is_main_process:
         count, dimension = data['embeddings'].shape
-        print(f'{count:,} images embedded in {dimension} dimensions: {paths.embeddings}')
+        print(f'{count:,} images embedded in {dimension} dimensions: {printable(paths.embeddings)}')
     state.destroy_process_group()

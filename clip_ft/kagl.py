@@ -21,7 +21,7 @@ from .evaluation import bootstrap, interval
 from .fast import InferenceModel
 from .images import check_images
 from .metrics import query_metrics, rank_relevant
-from .tables import read_table
+from .tables import read_table, with_formulas
 
 # %% ../nbs/54_kagl.ipynb #8f4c2d07
 def whole_catalogue(
@@ -42,7 +42,7 @@ def whole_catalogue(
 def _usable_rejects(paths, known_images, folder):
     "Rejected products with an image that can be opened and does not belong to a kept product."
     try:
-        rejects = read_table(paths.rejects_csv)
+        rejects = with_formulas(read_table(paths.rejects_csv))
     except InputError:  # the table has no rows
         return None
     rejects = rejects[~rejects['image'].isin(known_images)].drop_duplicates('image')

@@ -15,8 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .cleaning import printable
-from .core import InputError, new_figure
+from .core import InputError, new_figure, printable
 from .dataset import PixelCache
 from .errors import rank_changes
 from .evaluation import Evaluation
@@ -35,7 +34,7 @@ def plot_hit_rate(
         ax.plot(ks, [(np.asarray(values) <= k).mean() for k in ks], marker='.', label=label)
     ax.set(xlabel='k (number of results)', ylabel='hit rate@k', ylim=(0, 1.02))
     ax.grid(alpha=0.3)
-    ax.legend(frameon=False)
+    _add_legend(ax)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return fig
 
@@ -59,8 +58,14 @@ def plot_ranks(
     ax.set_xticks(range(len(labels)), labels)
     ax.tick_params(axis='x', labelsize=8, rotation=30)
     ax.grid(alpha=0.3, axis='y')
-    ax.legend(frameon=False)
+    _add_legend(ax)
     return fig
+
+
+def _add_legend(ax):
+    "Explain the colours. A dollar sign in a label is not mathematics."
+    for text in ax.legend(frameon=False).get_texts():
+        text.set_parse_math(False)
 
 # %% ../nbs/53_plots.ipynb #7e3a1b0d
 def plot_confusion(

@@ -17,7 +17,8 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from .core import InputError, Paths, atomic_write, command_parser, console_script
+from .cleaning import print_lines
+from .core import InputError, Paths, atomic_write, command_parser, console_script, printable, writable_file
 from .data import catalogue_folder, image_folder, image_paths, load_split
 from .checkpoints import read_checkpoint
 from .encode import embed_images
@@ -197,9 +198,9 @@ def _evaluate_kagl(args: Namespace, paths: Paths, train_products: pd.DataFrame) 
         for file, judgments in judgments_of.items():
             trained_on = train_products if name == 'after' else None
             result = kagl(model, processor, products, image_embeds, judgments, trained_on)
-            print(f'{file}, {name}:\n{kagl_report(result)}\n')
+            print_lines(f'{printable(file)}, {name}:\n{kagl_report(result)}\n')
     if warning:
-        print(f'Warning: {warning}')
+        print(f'Warning: {printable(warning)}')
 
 
 def _evaluate_own_queries(
@@ -210,7 +211,7 @@ def _evaluate_own_queries(
     for name, (model, processor) in models.items():
         found[name] = evaluate(model, processor, everything, image_dir, sets=sets)
     table = overview(**found).to_string()
-    print(f'\nYour queries, each searched among the images of all {len(everything):,} products:\n{table}')
+    print_lines(f'\nYour queries, each searched among the images of all {len(everything):,} products:\n{table}')
 
 # %% ../nbs/55_report.ipynb #9bcd1e09
 def _evaluate_splits(models, train_products, test_products, image_dir):
@@ -230,7 +231,7 @@ def _evaluate_splits(models, train_products, test_products, image_dir):
 def _print_evaluations(evaluations: dict[str, Any], n_queries: int) -> None:
     recipe = pd.concat({name: evaluation.recipe['value'] for name, evaluation in evaluations.items()}, axis=1)
     print(recipe.to_string(float_format='{:.4f}'.format), '\n')
-    print(overview(**evaluations).to_string())
+    print_lines(overview(**evaluations).to_string())
     print(f'\n"test": queries made from {n_queries} products, searched among these products, with 95 % confidence '
           'intervals; "train": the same for as many training products; "best": what a perfect model reaches on "test".')
 
@@ -239,6 +240,8 @@ def _print_evaluations(evaluations: dict[str, Any], n_queries: int) -> None:
 def evaluate_main(argv: list[str] | None = None) -> None:
     "clip_ft_evaluate: retrieval metrics before and after fine-tuning."
     args = _parser().parse_args(argv)
+    if args.report is not None:
+        writable_file(args.report)
     with stage_lock('evaluate', Path(args.report).parent) if args.report else nullcontext():
         _evaluate(args, Paths(args.root))
 
@@ -260,11 +263,11 @@ def _evaluate(args: Namespace, paths: Paths) -> None:
     split_warning = _split_warning(args, paths, train_products)
     for message in (*(warning.message for warning in caught), split_warning):
         if message:
-            print(f'Warning: {message}')
+            print(f'Warning: {printable(message)}')
     if own_queries:
         _evaluate_own_queries(own_queries, everything, image_dir, models)
     if args.report:
         before = evaluations.get('before, test')
         size = write_report(args.report, evaluations['test'], before, evaluations['train'], leaked,
                             warning=split_warning)
-        print(f'\nReport: {args.report}, {size / 1e6:.1f} MB')
+        print(f'\nReport: {printable(args.report)}, {size / 1e6:.1f} MB')

@@ -24,8 +24,7 @@ from pathlib import Path
 from torch import nn
 from typing import Any
 from .checkpoints import weights_hash
-from .cleaning import printable
-from .core import InputError, Paths, new_figure
+from .core import InputError, Paths, new_figure, printable
 from .data import catalogue_folder, image_folder
 from .embedding import check_sizes, load_embeddings
 from .encode import embed_images, embed_texts
@@ -33,6 +32,7 @@ from .exact import ExactIndex, top_rows
 from .fast import InferenceModel
 from .images import image_problem, open_image
 from .model import load_model
+from .tables import keep_original
 from .where import Index, with_scores
 
 # %% ../nbs/65_search.ipynb #ff2eef9a
@@ -280,7 +280,7 @@ def search_many(
 
 def _ranked(found: pd.DataFrame, offset: int = 0) -> pd.DataFrame:
     "Insert the column rank in front of the results."
-    found = found.drop(columns='rank', errors='ignore').reset_index(drop=True)
+    found = keep_original(found, ['rank']).reset_index(drop=True)
     found.insert(0, 'rank', np.arange(offset + 1, offset + 1 + len(found)))
     return found
 

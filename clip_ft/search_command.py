@@ -6,6 +6,7 @@
 __all__ = ['results_table', 'parse_where', 'prompt', 'search_main']
 
 # %% ../nbs/66_search_command.ipynb #a50012a1
+import json
 import pandas as pd
 import re
 import sys
@@ -16,8 +17,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unicodedata import east_asian_width
-from .cleaning import printable
-from .core import InputError, Paths, atomic_write, command_parser, console_script, non_negative_int
+from clip_ft.core import (
+    InputError, Paths, atomic_write, command_parser, console_script, non_negative_int, printable, writable_file,
+)
 from .data import catalogue_folder, image_folder
 from .embedding import load_embeddings
 from .model import load_model
@@ -112,7 +114,7 @@ def prompt(
         try:
             print(results_table(searcher.search(query, top_k, **options)), '\n')
         except InputError as error:
-            print(error)
+            print(printable(error))
     if line_editor:
         line_editor.write_history_file(history)
     print()
@@ -158,8 +160,10 @@ def _check_arguments(args: Namespace, asked: bool) -> None:
         raise InputError(f'--top-k must be at least 1, not {args.top_k}.')
     if args.query is not None and not args.query.strip():
         raise InputError(EMPTY)
-    if not asked and (args.save_grid or args.json):
+    if not asked and (args.save_grid is not None or args.json):
         raise InputError('--save-grid and --json require a query or an image.')
+    if args.save_grid is not None:
+        writable_file(args.save_grid)
 
 # %% ../nbs/66_search_command.ipynb #47134ea8
 @console_script
@@ -180,15 +184,24 @@ def search_main(argv: list[str] | None = None) -> None:
         return prompt(searcher, args.top_k, paths.root/'.search_history', **options)
     results = searcher.search(args.query or '', args.top_k, image=args.image, like=args.like, **options)
     if args.json:
-        print(results.to_json(orient='records', force_ascii=False, indent=1))
+        print(_json_text(results))
     else:
-        print(f'{results_table(results)}\n\nThe images are in {image_dir}')
+        print(f'{results_table(results)}\n\nThe images are in {printable(image_dir)}')
     if args.save_grid:
         _save_grid(results, image_dir, args)
+
+
+def _json_text(results: pd.DataFrame) -> str:
+    "Results as JSON, in which characters that a terminal interprets are escaped."
+    def escape(found: re.Match) -> str:
+        character = found[0]
+        return character if printable(character) == character else json.dumps(character)[1:-1]
+    return re.sub(r'[^\n -~]', escape, results.to_json(orient='records', force_ascii=False, indent=1))
 
 
 def _save_grid(results: pd.DataFrame, image_dir: Path, args: Namespace) -> None:
     figure = plot_results(results, image_dir, args.query or 'like the image')
     with atomic_write(args.save_grid) as temporary:
         figure.savefig(temporary, dpi=100, format='png')
-    print(f'Saved the images of the results: {args.save_grid}', file=sys.stderr if args.json else sys.stdout)
+    saved = printable(f'Saved the images of the results: {args.save_grid}')
+    print(saved, file=sys.stderr if args.json else sys.stdout)

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from clip_ft.core import (
     DISK_ERRORS, InputError, Paths, atomic_write, command_parser, console_script, is_temporary, name_disk_errors,
-    non_negative_int,
+    non_negative_int, printable,
 )
 from clip_ft.data import (
     SOURCE_FILE, add_columns_option, catalogue_folder, find_table, image_folder, read_products, read_source,
@@ -347,4 +347,4 @@ def get_data_main(argv: list[str] | None = None) -> None:
     add_columns_option(parser)
     args = parser.parse_args(argv)
     folder = get_data(args.source, Paths(args.root), args.limit, args.seed, dict(args.columns))
-    print(f'the catalogue is in {folder}')
+    print(printable(f'the catalogue is in {folder}'))

@@ -15,7 +15,7 @@ import pandas as pd
 
 from .cleaning import as_texts
 from .core import InputError, Paths, atomic_write
-from .tables import read_table, write_table
+from .tables import read_table, without_formulas, write_table
 
 # %% ../nbs/07_splits.ipynb #c0c10007
 def write_split(
@@ -25,7 +25,7 @@ def write_split(
     rejects: pd.DataFrame,  # rows in neither
 ) -> None:
     "Replace train.csv, test.csv and rejects.csv together."
-    tables = {paths.test_csv: test, paths.train_csv: train, paths.rejects_csv: rejects}
+    tables = {paths.test_csv: test, paths.train_csv: train, paths.rejects_csv: without_formulas(rejects)}
     digests = {}
     with ExitStack() as renamings:  # made at the end, from last to first
         for path, table in tables.items():

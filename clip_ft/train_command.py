@@ -15,7 +15,7 @@ from dataclasses import fields
 from datetime import timedelta
 from fastcore.docments import docments
 from typing import Any
-from .core import Paths, command_parser, console_script
+from .core import Paths, command_parser, console_script, printable
 from .data import catalogue_folder, image_folder, load_split, preprocess
 from .history import main_columns
 from .metrics import METRICS
@@ -111,7 +111,8 @@ def _report(history: pd.DataFrame, paths: Paths, config: TrainConfig) -> None:
     shown.columns = [name.replace('batch_accuracy', 'acc').replace('clip_score', 'score') for name in shown]
     print(shown.to_string(index=False, float_format='{:.4f}'.format, na_rep=''))
     best = history[history.kept].iloc[0]
-    print(f'\nKept: epoch {best.epoch:.0f}, in {paths.best_checkpoint} and {paths.best_model}')
+    kept = f'Kept: epoch {best.epoch:.0f}, in {paths.best_checkpoint} and {paths.best_model}'
+    print(f'\n{printable(kept)}')
     column = f'val_{config.monitor}' if config.val_size else f'test_{config.monitor}'
     if METRICS[config.monitor]*(best[column]-history[column][0]) < 0:
         print(f'{column} never became better than before training: try a lower learning rate.')

@@ -24,7 +24,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from .batches import TrainingBatches
 from .checkpoints import Snapshots, catch_interrupt, load_checkpoint, on_cpu, run_fingerprint, save_best
-from .core import InputError, Paths
+from .core import InputError, Paths, printable
 from .data import image_paths, split_products
 from .dataset import PixelCache, ResizeSpec, to_device
 from .encode import embed_images, embed_texts
@@ -280,7 +280,7 @@ def resume(self: Trainer, fresh: bool) -> None:
     if state:
         self.restore(state)
         if self.main:
-            print(f'Resuming the run in {self.paths.last} after step {self.step:,} of {self.optimizer.steps:,}.')
+            print(f'Resuming the run in {printable(self.paths.last)} after step {self.step} of {self.optimizer.steps}.')
 
 # %% ../nbs/43_training.ipynb #6de9c001
 @patch

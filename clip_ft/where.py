@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 from .core import InputError
+from .tables import keep_original
 
 # %% ../nbs/61_where.ipynb #d9a4ea52
 @dataclass(frozen=True)
@@ -157,5 +158,5 @@ def with_scores(
     scores: np.ndarray,  # cosine similarity of each product with the query
 ) -> pd.DataFrame:  # image, display name, category, clip_score (100 * cosine), other columns
     "Add the scores to the products, as a table of results."
-    found = products.reset_index(drop=True).assign(clip_score=100 * scores)
+    found = keep_original(products.reset_index(drop=True), ['clip_score']).assign(clip_score=100 * scores)
     return leading_first(found)

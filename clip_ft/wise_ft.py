@@ -71,7 +71,8 @@ def plot_interpolation(
     ax.plot(chosen[old], chosen[new], 'o', color='tab:orange', fillstyle='none', markersize=12)
     for value, *point in curve.itertuples(index=False):
         ax.annotate(f'{value:g}', point, xytext=(5, 3), textcoords='offset points', fontsize=8)
-    ax.set(xlabel=f'{old}: {metric}', ylabel=f'{new}: {metric}')
+    ax.set_xlabel(f'{old}: {metric}', parse_math=False)
+    ax.set_ylabel(f'{new}: {metric}', parse_math=False)
     ax.grid(alpha=.3)
     ax.spines[['top', 'right']].set_visible(False)
     return fig
