@@ -95,7 +95,7 @@ def _distort(image: Image.Image, spec: ResizeSpec) -> Image.Image:
 
 # %% ../nbs/20_dataset.ipynb #19bbca6c
 def pixel_blocks(
-    images: Sequence[str | Path | Image.Image],  # N paths or Pillow images
+    images: Sequence[str | Path | BinaryIO | Image.Image],  # N paths, file objects or Pillow images
     spec: ResizeSpec,  # input size of the model
     block_size: int = 256,  # images per block
     workers: int | Executor | None = None,  # as in run_parallel
@@ -126,7 +126,7 @@ def _digest_chunk(paths: Sequence[str | Path]) -> list[bytes]:
 # %% ../nbs/20_dataset.ipynb #3b2935df
 class _Layout(NamedTuple):
     "Positions in a cache file: the header of a .npy file, the pixels, one checksum per image, the time of completion."
-    count: int  # images
+    images: int
     header: bytes
     image_bytes: int  # bytes per image
 
@@ -138,10 +138,10 @@ class _Layout(NamedTuple):
 
     def pixels_at(self, number: int) -> int: return len(self.header) + number*self.image_bytes
 
-    def checksum_at(self, number: int) -> int: return self.pixels_at(self.count) + 4*number
+    def checksum_at(self, number: int) -> int: return self.pixels_at(self.images) + 4*number
 
     @property
-    def time_at(self) -> int: return self.checksum_at(self.count)
+    def time_at(self) -> int: return self.checksum_at(self.images)
 
     def checksums(self, file: BinaryIO, numbers: range) -> np.ndarray:
         "The stored checksums of consecutive images; 0 for an image that has not been written."
@@ -211,7 +211,7 @@ def _decode_into(images: list[Numbered], path: Path, layout: _Layout, spec: Resi
             file.seek(layout.pixels_at(number))
             file.write(pixels.data)
             file.seek(layout.checksum_at(number))
-            file.write(zlib.crc32(pixels).to_bytes(4, 'little'))
+            file.write(zlib.crc32(pixels.data).to_bytes(4, 'little'))
     return changed
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from torch import nn
 from tqdm.auto import tqdm
-from typing import Any
+from typing import Any, BinaryIO
 from .core import InputError
 from .dataset import Normalize, PixelCache, ResizeSpec, Rows, device_batches, gather_pixels, pixel_blocks
 from .fast import InferenceModel
@@ -22,7 +22,7 @@ from .model import embedding_size, image_features, model_device, text_features
 from .texts import Tokens
 
 # %% ../nbs/33_encode.ipynb #664872b9
-Images = PixelCache | torch.Tensor | Sequence[str | Path | Image.Image]
+Images = PixelCache | torch.Tensor | Sequence[str | Path | BinaryIO | Image.Image]
 
 
 def _image_batches(

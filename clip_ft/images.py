@@ -133,8 +133,9 @@ def _decoding_bytes(image: Image.Image, pixels: int, file_bytes: int) -> int:
     if factor > 1 or image.mode != 'RGB':
         total += _image_bytes(size)
     coefficients = 2*len(image.getbands())*pixels
-    if image.format in ('JPEG', 'MPO') and total + coefficients > MAX_DECODING_BYTES and image.fp:
-        total += 0 if _is_sequential(image.fp) else coefficients
+    file = getattr(image, 'fp', None)
+    if file and image.format in ('JPEG', 'MPO') and total + coefficients > MAX_DECODING_BYTES:
+        total += 0 if _is_sequential(file) else coefficients
     return total
 
 # %% ../nbs/01_images.ipynb #8ed2b98b
@@ -167,8 +168,10 @@ def open_image(
 
 def _file_bytes(source: str | os.PathLike[str] | BinaryIO, name: str) -> int:
     "Size of an image file. Raises ImageError if it is over the limit."
-    is_path = isinstance(source, (str, os.PathLike))
-    count = os.path.getsize(source) if is_path else source.seek(0, os.SEEK_END)
+    if isinstance(source, (str, os.PathLike)):
+        count = os.path.getsize(source)
+    else:
+        count = source.seek(0, os.SEEK_END)
     if count > MAX_FILE_BYTES:
         raise ImageError(name, f'image file is too large: {count/1e6:,.0f} MB, over {MAX_FILE_BYTES/1e6:,.0f} MB')
     return count

@@ -9,6 +9,7 @@ __all__ = ['read_table', 'write_table', 'keep_original', 'without_formulas', 'wi
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,15 @@ from .core import InputError, atomic_write, printable
 # %% ../nbs/03_tables.ipynb #8daa2133
 def _unreadable(path: str | Path, problem: str) -> InputError:
     return InputError(f'Cannot read {path}: {problem}.')
+
+
+def _read_file(path: str | Path) -> bytes:
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise _unreadable(path, 'not a regular file')
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise _unreadable(path, str(error.strerror)) from None
 
 
 def _decode_text(data: bytes, path: str | Path) -> str:
@@ -71,7 +81,7 @@ def read_table(
     path: str | Path,  # CSV file, separated by commas, semicolons or tabs
 ) -> pd.DataFrame:  # all values are str; missing ones are empty
     "Read a CSV file of any dialect. Raises InputError with the row number if a row is ambiguous."
-    text = _decode_text(Path(path).read_bytes(), path).rstrip()
+    text = _decode_text(_read_file(path), path).rstrip()
     names = next(re.finditer(r'(?:"[^"]*"|[^"\r\n])*', text))[0]
     separator = max(',;\t', key=re.sub(r'"[^"]*"', '', names).count)  # those inside quotes separate nothing
     rows = _parse_rows(text, separator, path)
@@ -149,9 +159,7 @@ def read_judgments(
 ) -> dict[str, dict[str, float]]:  # {query: {product ID: gain}}
     "Read relevance judgments. Raises InputError if the file cannot be read or has another form."
     try:
-        judgments = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise _unreadable(path, str(error.strerror)) from None
+        judgments = json.loads(_read_file(path))
     except (ValueError, RecursionError) as error:
         raise _unreadable(path, f'not JSON: {error}') from None
     expected = 'expected {"query": {"product ID": 1}} with'
