@@ -26,10 +26,10 @@ from .rendering import render_template, static_file, thumbnail
 
 # %% ../nbs/70_cards.ipynb #c255c45f
 def load_jpeg(
-    image_dir: str | Path | None, # folder of the images; None if there are no images
-    name: str, # file name in this folder
-    size: int, # longest edge, in pixels
-) -> tuple: # JPEG as bytes, or None; the reason if it is None
+    image_dir: str | Path | None,  # folder of the images; None if there are no images
+    name: str,  # file name in this folder
+    size: int,  # longest edge, in pixels
+) -> tuple:  # JPEG as bytes, or None; the reason if it is None
     "A shrunk copy of an image of the catalogue."
     if image_dir is None:
         return None, 'There is no image folder'
@@ -47,9 +47,9 @@ class Thumbnails:
 
     def __init__(
         self,
-        image_dir: str | Path | None, # folder of the images; None if there are no images
-        size: int = 224, # longest edge, in pixels
-        keep: int = 5000, # number of thumbnails in the cache
+        image_dir: str | Path | None,  # folder of the images; None if there are no images
+        size: int = 224,  # longest edge, in pixels
+        keep: int = 5000,  # number of thumbnails in the cache
     ) -> None:
         self.image_dir = image_dir
         self.size = size
@@ -58,8 +58,8 @@ class Thumbnails:
 
     def __call__(
         self,
-        names: Sequence[str], # file names of images
-    ) -> list: # one JPEG as bytes per name; None if the image cannot be opened
+        names: Sequence[str],  # file names of images
+    ) -> list:  # one JPEG as bytes per name; None if the image cannot be opened
         "The thumbnails of several images."
         missing = [name for name in dict.fromkeys(names) if name not in self.jpegs]
         with ThreadPoolExecutor(4) as threads:
@@ -67,13 +67,13 @@ class Thumbnails:
             self.jpegs.update(zip(missing, loaded))
         jpegs = [self.jpegs[name] for name in names]
         while len(self.jpegs) > self.keep:
-            del self.jpegs[next(iter(self.jpegs))] # the oldest
+            del self.jpegs[next(iter(self.jpegs))]  # the oldest
         return jpegs
 
 # %% ../nbs/70_cards.ipynb #333b731f
 def value_text(
-    value: Any, # value of a table
-) -> str: # empty if the value is missing
+    value: Any,  # value of a table
+) -> str:  # empty if the value is missing
     "A value as text."
     if pd.isna(value):
         return ''
@@ -81,16 +81,16 @@ def value_text(
 
 
 def column_label(
-    column: str, # name of a column, such as baseColour
-) -> str: # such as Base colour
+    column: str,  # name of a column, such as baseColour
+) -> str:  # such as Base colour
     "The name of a column in words."
     words = re.sub(r'(?<=[a-z])(?=[A-Z])|_', ' ', str(column)).strip()
     return words.capitalize()
 
 
 def product_name(
-    row: Mapping, # product: image, and display name if it has one
-) -> str: # display name, or else the name of the image
+    row: Mapping,  # product: image, and display name if it has one
+) -> str:  # display name, or else the name of the image
     "The name of a product."
     return value_text(row.get('display name')) or value_text(row['image'])
 
@@ -116,11 +116,11 @@ def _card_values(row: Mapping, jpeg: bytes | None, best: float, note: str) -> di
 
 
 def grid(
-    results: pd.DataFrame, # one row per product, in the order of the page
-    thumbnails: Thumbnails, # source of the images
-    query: str = '', # text of the query
-    notes: Mapping[str, str] | None = None, # short notes on cards, such as new, by image name
-) -> Markup: # HTML
+    results: pd.DataFrame,  # one row per product, in the order of the page
+    thumbnails: Thumbnails,  # source of the images
+    query: str = '',  # text of the query
+    notes: Mapping[str, str] | None = None,  # short notes on cards, such as new, by image name
+) -> Markup:  # HTML
     "A page of cards."
     notes = notes or {}
     best = results['clip_score'].max()
@@ -131,15 +131,15 @@ def grid(
 
 # %% ../nbs/70_cards.ipynb #7c0a0004
 def preview(
-    html: str, # from grid, details, chip_row or message
-) -> HTML: # output of a cell
+    html: str,  # from grid, details, chip_row or message
+) -> HTML:  # output of a cell
     "HTML with the style of the page, in a notebook without widgets."
     style = static_file('page.css').read_text(encoding='utf-8')
     page = '<div class="cf-page" style="background: var(--jp-layout-color1, #fff)">'
     return HTML(f'<style>{style}</style>{page}<div class="cf-pane">{html}</div></div>')
 
 # %% ../nbs/70_cards.ipynb #66e34ab8
-HIDDEN = ('rank', 'image', 'display name', 'description', 'full_text', 'pixel_id', 'clip_score') # no attributes
+HIDDEN = ('rank', 'image', 'display name', 'description', 'full_text', 'pixel_id', 'clip_score')  # no attributes
 
 
 def _facts(row: Mapping) -> dict:
@@ -154,10 +154,10 @@ def _facts(row: Mapping) -> dict:
 
 
 def details(
-    row: Mapping, # product of the catalogue or of the results
-    jpeg: bytes | None, # large image, from load_jpeg
-    problem: str = '', # reason if the image cannot be opened
-) -> Markup: # HTML
+    row: Mapping,  # product of the catalogue or of the results
+    jpeg: bytes | None,  # large image, from load_jpeg
+    problem: str = '',  # reason if the image cannot be opened
+) -> Markup:  # HTML
     "The details of one product."
     return render_template(
         'details.html',
@@ -176,29 +176,29 @@ class Chip:
     label: str                # text on the button
     action: str               # sent to Python on a click, such as query or remove
     value: str = ''           # argument of the action
-    jpeg: bytes | None = None # small image
+    jpeg: bytes | None = None  # small image
     removable: bool = False   # shows a cross: a click removes the chip
 
 
 def chip_row(
-    chips: Sequence[Chip], # buttons
-    text: str = '', # text before them
-) -> Markup: # HTML
+    chips: Sequence[Chip],  # buttons
+    text: str = '',  # text before them
+) -> Markup:  # HTML
     "A row of chips."
     return render_template('chips.html', chips=chips, text=text)
 
 
 def message(
-    title: str, # short heading
-    text: str = '', # explanation and advice
-    chips: Sequence[Chip] = (), # what to do next
-    traceback: str = '', # traceback of an error, folded
-) -> Markup: # HTML
+    title: str,  # short heading
+    text: str = '',  # explanation and advice
+    chips: Sequence[Chip] = (),  # what to do next
+    traceback: str = '',  # traceback of an error, folded
+) -> Markup:  # HTML
     "A message instead of results."
     return render_template('message.html', title=title, text=text, chips=chips, traceback=traceback)
 
 # %% ../nbs/70_cards.ipynb #826a1049
-MAX_UPLOAD = 10_000_000 # bytes; Jupyter's servers accept messages of up to 10 MiB
+MAX_UPLOAD = 10_000_000  # bytes; Jupyter's servers accept messages of up to 10 MiB
 
 
 class Pane(anywidget.AnyWidget):
@@ -206,14 +206,14 @@ class Pane(anywidget.AnyWidget):
     _esm = static_file('pane.js')
     _css = static_file('page.css')
     html = Unicode().tag(sync=True)
-    status = Unicode().tag(sync=True) # one line above the HTML, which screen readers announce
-    max_upload = Int(MAX_UPLOAD).tag(sync=True) # in bytes
+    status = Unicode().tag(sync=True)  # one line above the HTML, which screen readers announce
+    max_upload = Int(MAX_UPLOAD).tag(sync=True)  # in bytes
 
     def __init__(
         self,
-        on_action: Callable[[str, str], None] | None = None, # receives data-action and data-value of a clicked button
-        on_upload: Callable[[bytes], None] | None = None, # receives the contents of an uploaded file
-        **options: Any, # other traits of the widget
+        on_action: Callable[[str, str], None] | None = None,  # receives data-action and data-value of a clicked button
+        on_upload: Callable[[bytes], None] | None = None,  # receives the contents of an uploaded file
+        **options: Any,  # other traits of the widget
     ) -> None:
         super().__init__(**options)
         self.on_action = on_action
@@ -232,15 +232,15 @@ class Pane(anywidget.AnyWidget):
 
     def show_details(
         self,
-        html: str, # from details
+        html: str,  # from details
     ) -> None:
         "Open the dialog."
         self.send({'details': html})
 
     def send_file(
         self,
-        name: str, # file name for the browser
-        data: bytes, # contents
+        name: str,  # file name for the browser
+        data: bytes,  # contents
     ) -> None:
         "Download a file in the browser."
         self.send({'file': name}, buffers=[data])

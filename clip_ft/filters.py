@@ -20,8 +20,8 @@ from .core import InputError
 from .texts import ATTRIBUTES
 
 # %% ../nbs/71_filters.ipynb #fd472972
-NO_FACETS = (*HIDDEN, 'id', 'row') # columns that are never filters
-FIRST_FACETS = ('category', *ATTRIBUTES['colour']) # columns that come first
+NO_FACETS = (*HIDDEN, 'id', 'row')  # columns that are never filters
+FIRST_FACETS = ('category', *ATTRIBUTES['colour'])  # columns that come first
 
 
 class Facets:
@@ -29,9 +29,9 @@ class Facets:
 
     def __init__(
         self,
-        products: pd.DataFrame, # catalogue
-        columns: Sequence[str] | None = None, # columns to offer, in this order; None chooses them
-        most: int = 8, # maximum number of columns to choose
+        products: pd.DataFrame,  # catalogue
+        columns: Sequence[str] | None = None,  # columns to offer, in this order; None chooses them
+        most: int = 8,  # maximum number of columns to choose
     ) -> None:
         self.products = products
         self.texts: dict[str, pd.Categorical] = {}
@@ -92,9 +92,9 @@ def _choose(self: Facets, most: int) -> None:
 @patch
 def mask(
     self: Facets,
-    where: Mapping, # by column: list of values, or pair of least and greatest number
-    skip: str = '', # column whose filter is ignored
-) -> np.ndarray: # bool [N]
+    where: Mapping,  # by column: list of values, or pair of least and greatest number
+    skip: str = '',  # column whose filter is ignored
+) -> np.ndarray:  # bool [N]
     "Which products pass the filters."
     passed = np.ones(len(self.products), bool)
     for column, wanted in where.items():
@@ -112,9 +112,9 @@ def mask(
 @patch
 def counts(
     self: Facets,
-    column: str, # text column
-    where: Mapping, # filters
-) -> dict: # number of products by value, greatest first
+    column: str,  # text column
+    where: Mapping,  # filters
+) -> dict:  # number of products by value, greatest first
     "The number of products with each value, under the filters of the other columns."
     counts = self.texts[column][self.mask(where, skip=column)].value_counts()
     ranked = counts.sort_values(ascending=False, kind='stable')
@@ -126,11 +126,11 @@ class FacetBox(widgets.VBox):
 
     def __init__(
         self,
-        column: str, # name of the column
-        on_change: Callable[[], None], # called when a box is ticked or cleared
-        collapsed: bool = False, # show the heading only
-        few: int = 7, # number of values at first
-        many: int = 30, # maximum number of values
+        column: str,  # name of the column
+        on_change: Callable[[], None],  # called when a box is ticked or cleared
+        collapsed: bool = False,  # show the heading only
+        few: int = 7,  # number of values at first
+        many: int = 30,  # maximum number of values
     ) -> None:
         self.on_change = on_change
         self.few = few
@@ -167,7 +167,7 @@ def _set_children(box: widgets.Box, children: Sequence[widgets.Widget]) -> None:
 @patch
 def show_counts(
     self: FacetBox,
-    counts: dict, # number of products by value, from Facets.counts
+    counts: dict,  # number of products by value, from Facets.counts
 ) -> None:
     "Show values with these numbers of products."
     self.counts = counts
@@ -197,7 +197,7 @@ def refresh(self: FacetBox, _change: dict | None = None) -> None:
     _set_children(self.body, [self.find]*has_find + [self.rows] + [self.more]*has_more)
 
 # %% ../nbs/71_filters.ipynb #71f00007
-def _no_maths(text: str) -> str: # HTML
+def _no_maths(text: str) -> str:  # HTML
     "A label in which MathJax finds no formulas."
     return Markup('<span class="mathjax_ignore tex2jax_ignore">{}</span>').format(text)
 
@@ -214,7 +214,7 @@ def _fill_boxes(self: FacetBox, names: Sequence[str]) -> None:
     for box, name in zip(self.boxes, names):
         with box.hold_sync():
             box.value = name in self.chosen
-            box.description_allow_html = bool(re.search(r'[$\\]', name)) # otherwise typeset as mathematics
+            box.description_allow_html = bool(re.search(r'[$\\]', name))  # otherwise typeset as mathematics
             box.description = _no_maths(name) if box.description_allow_html else name
             box.tooltip = f'{name}: {self.counts.get(name, 0):,} products'
     self.updating = False
@@ -255,8 +255,8 @@ class Filters(widgets.VBox):
 
     def __init__(
         self,
-        facets: Facets, # columns of the catalogue
-        on_change: Callable[[], None], # called when the user changes a filter
+        facets: Facets,  # columns of the catalogue
+        on_change: Callable[[], None],  # called when the user changes a filter
     ) -> None:
         self.facets = facets
         self.on_change = on_change
@@ -278,7 +278,7 @@ class Filters(widgets.VBox):
 
 # %% ../nbs/71_filters.ipynb #91e9165a
 @patch(as_prop=True)
-def where(self: Filters) -> dict: # by column: list of values, or pair of least and greatest number
+def where(self: Filters) -> dict:  # by column: list of values, or pair of least and greatest number
     "The filters that are set."
     found: dict = {column: list(box.chosen) for column, box in self.boxes.items() if box.chosen}
     for column, slider in self.sliders.items():
@@ -290,7 +290,7 @@ def where(self: Filters) -> dict: # by column: list of values, or pair of least 
 @patch
 def set_where(
     self: Filters,
-    where: Mapping, # filters
+    where: Mapping,  # filters
 ) -> None:
     "Set all filters, without calling on_change."
     self.updating = True
@@ -304,7 +304,7 @@ def set_where(
 @patch
 def update_counts(
     self: Filters,
-    where: Mapping, # filters
+    where: Mapping,  # filters
 ) -> None:
     "Show how many products each value leaves."
     for column, box in self.boxes.items():

@@ -34,12 +34,12 @@ def _log_traceback(_shell: Any, _type: type, _error: BaseException, lines: list[
 
 
 def run_kernel(
-    arguments: list[str], # options of ipykernel, such as -f connection_file
-    env: dict[str, str], # environment variables
-    cwd: str, # working directory
+    arguments: list[str],  # options of ipykernel, such as -f connection_file
+    env: dict[str, str],  # environment variables
+    cwd: str,  # working directory
 ) -> None:
     "Be a kernel until it is told to shut down."
-    from comm import get_comm_manager # this module is also imported by the server, which needs no kernel
+    from comm import get_comm_manager  # this module is also imported by the server, which needs no kernel
     from ipykernel.kernelapp import IPKernelApp
     from ipykernel.zmqshell import ZMQInteractiveShell
     from ipywidgets import Widget
@@ -50,8 +50,8 @@ def run_kernel(
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
-    ZMQInteractiveShell._showtraceback = _log_traceback # type: ignore[method-assign]
-    app = IPKernelApp.instance(parent_handle=os.getppid(), outstream_class=None) # ends with the warm process
+    ZMQInteractiveShell._showtraceback = _log_traceback  # type: ignore[method-assign]
+    app = IPKernelApp.instance(parent_handle=os.getppid(), outstream_class=None)  # ends with the warm process
     app.initialize([*arguments, '--HistoryManager.enabled=False', '--IPKernelApp.log_level=ERROR'])
     get_comm_manager().register_target('jupyter.widget.control', Widget.handle_control_comm_opened)
     app.start()
@@ -59,33 +59,33 @@ def run_kernel(
 # %% ../nbs/75_kernels.ipynb #75a00009
 THREADLESS = dict(
     OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1', MKL_NUM_THREADS='1', TOKENIZERS_PARALLELISM='false',
-    JE_ARROW_MALLOC_CONF='background_thread:false', # for pyarrow, which pandas imports
-    MALLOC_ARENA_MAX='2') # the threads of a kernel share memory that is free
+    JE_ARROW_MALLOC_CONF='background_thread:false',  # for pyarrow, which pandas imports
+    MALLOC_ARENA_MAX='2')  # the threads of a kernel share memory that is free
 
 
 def _load_project(root: str) -> None:
     "Load the project, or load it again if its embeddings have changed."
-    from clip_ft.page import Query, find_products, load_project # imports PyTorch
+    from clip_ft.page import Query, find_products, load_project  # imports PyTorch
 
-    with suppress(InputError, OSError): # the page says what is missing
+    with suppress(InputError, OSError):  # the page says what is missing
         searcher, facets = load_project(root, 'cpu')
-        find_products(searcher, facets, Query('a query')) # loads code and allocates buffers that the kernels share
+        find_products(searcher, facets, Query('a query'))  # loads code and allocates buffers that the kernels share
     gc.collect()
     gc.freeze()
 
 
 def warm_up(
-    root: str, # folder of the project
+    root: str,  # folder of the project
 ) -> None:
     "Import everything that a kernel needs, and load the project."
     import torch
     import tqdm
 
-    sys.modules['debugpy'] = None # type: ignore[assignment]  # kernels import this debugger if they find it
+    sys.modules['debugpy'] = None  # type: ignore[assignment]  # kernels import this debugger if they find it
     for module in ('clip_ft.widget', 'ipykernel.kernelapp', 'ipykernel.ipkernel', 'matplotlib_inline.backend_inline'):
         import_module(module)
     torch.set_num_threads(1)
-    tqdm.tqdm.monitor_interval = 0 # no thread that watches progress bars
+    tqdm.tqdm.monitor_interval = 0  # no thread that watches progress bars
     _load_project(root)
     threads = len(os.listdir('/proc/self/task'))
     if threads > 1:
@@ -93,8 +93,8 @@ def warm_up(
 
 # %% ../nbs/75_kernels.ipynb #75a00011
 def fork_kernels(
-    address: str, # path of the socket
-    root: str, # folder of the project
+    address: str,  # path of the socket
+    root: str,  # folder of the project
 ) -> None:
     "Load a project, then start one kernel per request until the standard input is closed."
     warm_up(root)
@@ -117,17 +117,17 @@ def fork_kernels(
 
 
 def start_warm_process(
-    address: str | Path, # path of the socket to create
-    root: str | Path, # folder of the project
-    timeout: float = 300, # seconds that loading may take
-) -> subprocess.Popen: # to be ended with end_warm_process
+    address: str | Path,  # path of the socket to create
+    root: str | Path,  # folder of the project
+    timeout: float = 300,  # seconds that loading may take
+) -> subprocess.Popen:  # to be ended with end_warm_process
     "Start a warm process, and wait until it accepts requests. Raises InputError if it cannot be forked."
     if not hasattr(os, 'pidfd_open'):
         raise InputError('Kernels can share a model only on Linux.')
     code = 'import sys; from clip_ft.kernels import fork_kernels; fork_kernels(*sys.argv[1:])'
     process = subprocess.Popen(
         [sys.executable, '-c', code, str(address), str(Path(root).resolve())], stdin=subprocess.PIPE,
-        env=os.environ | THREADLESS, start_new_session=True) # Ctrl-C reaches only the server, which then ends it
+        env=os.environ | THREADLESS, start_new_session=True)  # Ctrl-C reaches only the server, which then ends it
     end = time.monotonic() + timeout
     while not Path(address).exists():
         if process.poll() is not None or time.monotonic() > end:
@@ -138,10 +138,10 @@ def start_warm_process(
 
 
 def end_warm_process(
-    process: subprocess.Popen, # from start_warm_process
+    process: subprocess.Popen,  # from start_warm_process
 ) -> None:
     "End a warm process, and with it its kernels."
-    process.communicate() # closes the standard input
+    process.communicate()  # closes the standard input
 
 # %% ../nbs/75_kernels.ipynb #75a00013
 class ForkedProcess:
@@ -150,13 +150,13 @@ class ForkedProcess:
 
     def __init__(
         self,
-        pid: int, # process id
+        pid: int,  # process id
     ) -> None:
         self.pid = pid
         self.descriptor = os.pidfd_open(pid)
         self.returncode: int | None = None
 
-    def poll(self) -> int | None: # None if the kernel is running
+    def poll(self) -> int | None:  # None if the kernel is running
         "Ask whether the kernel has ended."
         if self.returncode is None:
             poll = select.poll()
@@ -166,11 +166,11 @@ class ForkedProcess:
                 self.returncode = 0
         return self.returncode
 
-    wait = poll # called after poll has said that the kernel has ended
+    wait = poll  # called after poll has said that the kernel has ended
 
     def send_signal(
         self,
-        number: int, # such as signal.SIGTERM
+        number: int,  # such as signal.SIGTERM
     ) -> None:
         "Send a signal, unless the kernel has ended."
         if self.poll() is None:
@@ -179,8 +179,8 @@ class ForkedProcess:
 
 class ForkProvisioner(LocalProvisioner):
     "Starts kernels by forking a warm process."
-    process: Any = None # ForkedProcess
-    address = Unicode() # path of its socket, from the kernel specification
+    process: Any = None  # ForkedProcess
+    address = Unicode()  # path of its socket, from the kernel specification
 
     async def launch_kernel(self, cmd: list[str], **options: Any) -> Any:
         "Start a kernel; all of the command but its first word are options of ipykernel."
@@ -197,9 +197,9 @@ PROVISIONER = 'clip-ft-fork'
 
 
 def write_kernel_spec(
-    folder: str | Path, # folder of Jupyter's data, such as one that the environment variable JUPYTER_PATH names
-    address: str | Path, # socket of the warm process
-) -> str: # name of the kernel
+    folder: str | Path,  # folder of Jupyter's data, such as one that the environment variable JUPYTER_PATH names
+    address: str | Path,  # socket of the warm process
+) -> str:  # name of the kernel
     "Make kernels of the warm process available to Jupyter in this process."
     KernelProvisionerFactory.provisioners[PROVISIONER] = EntryPoint(
         PROVISIONER, 'clip_ft.kernels:ForkProvisioner', KernelProvisionerFactory.GROUP_NAME)

@@ -34,27 +34,27 @@ class Query:
     like: str = ''                            # image name of a product to find similar ones
     image: bytes = b''                        # contents of an uploaded image file
     image_weight: float = .5                  # share of the image, from 0 to 1, if there is a text as well
-    where: dict = field(default_factory=dict) # filters, as in Facets.mask
+    where: dict = field(default_factory=dict)  # filters, as in Facets.mask
     top_k: int = 24                           # number of products
     sort: str = 'best'                        # best, name, or a column of numbers followed by up or down
     collapse: bool = False                    # show one of several near-identical products
 
     @property
-    def is_empty(self) -> bool: # filters alone are an empty query
+    def is_empty(self) -> bool:  # filters alone are an empty query
         "Whether there is nothing to search for."
         return not (self.text.strip() or self.like or self.image)
 
     def remove(
         self,
-        part: str, # column of a filter, or image, like or without
+        part: str,  # column of a filter, or image, like or without
     ) -> 'Query':
         "The query without one of its parts."
         if part in ('image', 'like', 'without') and part not in self.where:
-            return replace(self, **{part: getattr(Query, part)}) # its default
+            return replace(self, **{part: getattr(Query, part)})  # its default
         return replace(self, where={column: wanted for column, wanted in self.where.items() if column != part})
 
 # %% ../nbs/72_page.ipynb #534fd403
-MAX_HISTORY = 100 # queries
+MAX_HISTORY = 100  # queries
 
 
 def _extends(query: Query, current: Query) -> bool:
@@ -72,7 +72,7 @@ class QueryHistory:
 
     def add(
         self,
-        query: Query, # query that the page shows
+        query: Query,  # query that the page shows
     ) -> None:
         "Add a query after the current one, and discard the queries that followed it."
         current = self.queries[self.position] if self.queries else None
@@ -81,20 +81,20 @@ class QueryHistory:
         if current is not None and _extends(query, current):
             self.position -= 1
         self.queries[self.position+1:] = [query]
-        del self.queries[:-MAX_HISTORY] # the oldest
+        del self.queries[:-MAX_HISTORY]  # the oldest
         self.position = len(self.queries) - 1
 
     def can_move(
         self,
-        step: int, # -1 for back, 1 for forward
+        step: int,  # -1 for back, 1 for forward
     ) -> bool:
         "Whether there is a query before or after the current one."
         return 0 <= self.position + step < len(self.queries)
 
     def move(
         self,
-        step: int, # -1 for back, 1 for forward
-    ) -> Query: # current query after the move
+        step: int,  # -1 for back, 1 for forward
+    ) -> Query:  # current query after the move
         "Go back or forward, if possible."
         if self.can_move(step):
             self.position += step
@@ -102,10 +102,10 @@ class QueryHistory:
 
 # %% ../nbs/72_page.ipynb #5ff7a7d7
 def browse(
-    facets: Facets, # columns of the catalogue
-    where: Mapping | None = None, # filters
-    top_k: int = 24, # number of products
-) -> pd.DataFrame: # products, with NaN as clip_score
+    facets: Facets,  # columns of the catalogue
+    where: Mapping | None = None,  # filters
+    top_k: int = 24,  # number of products
+) -> pd.DataFrame:  # products, with NaN as clip_score
     "Products of the catalogue, alternating between categories."
     rows = np.flatnonzero(facets.mask(where or {}))
     if 'category' in facets.texts:
@@ -116,9 +116,9 @@ def browse(
 
 
 def example_queries(
-    facets: Facets, # columns of the catalogue
-    n: int = 5, # number of queries
-) -> list: # texts, such as blue jeans
+    facets: Facets,  # columns of the catalogue
+    n: int = 5,  # number of queries
+) -> list:  # texts, such as blue jeans
     "The most frequent pairs of colour and category, each colour and category once."
     if 'category' not in facets.texts:
         names = facets.products.get('display name', pd.Series(dtype=str))
@@ -134,11 +134,11 @@ def example_queries(
     return queries[:n]
 
 # %% ../nbs/72_page.ipynb #72f00016
-_CHECKED: WeakKeyDictionary[Searcher, int] = WeakKeyDictionary() # number of changes at the last check
+_CHECKED: WeakKeyDictionary[Searcher, int] = WeakKeyDictionary()  # number of changes at the last check
 
 
 def check_model(
-    searcher: Searcher, # index and model
+    searcher: Searcher,  # index and model
 ) -> None:
     "Raise InputError if the model has changed since it embedded the catalogue."
     version = sum(parameter._version for parameter in searcher.model.parameters())
@@ -163,10 +163,10 @@ def _sort(products: pd.DataFrame, order: str) -> pd.DataFrame:
 
 
 def find_products(
-    searcher: Searcher, # index and model
-    facets: Facets, # columns of its catalogue
-    query: Query, # query to answer
-) -> pd.DataFrame: # products in the order of the page
+    searcher: Searcher,  # index and model
+    facets: Facets,  # columns of its catalogue
+    query: Query,  # query to answer
+) -> pd.DataFrame:  # products in the order of the page
     "The products for a query. Raises InputError if the query is invalid, or the model has changed."
     check_model(searcher)
     if query.is_empty:
@@ -186,9 +186,9 @@ def find_products(
 
 # %% ../nbs/72_page.ipynb #72f00009
 def counts_without(
-    facets: Facets, # columns of the catalogue
-    where: Mapping, # filters that leave no product
-) -> dict: # number of products by column, greatest first
+    facets: Facets,  # columns of the catalogue
+    where: Mapping,  # filters that leave no product
+) -> dict:  # number of products by column, greatest first
     "The number of products after removing the filter of one column; columns with none are left out."
     counts = {column: int(facets.mask(where, skip=column).sum()) for column in where}
     ranked = sorted(counts.items(), key=lambda item: -item[1])
@@ -196,9 +196,9 @@ def counts_without(
 
 # %% ../nbs/72_page.ipynb #33fa00a0
 def position_changes(
-    before: pd.DataFrame, # results of one model
-    after: pd.DataFrame, # results of another model for the same query
-) -> dict: # by image name: new, or the number of positions up or down, such as ↑ 3
+    before: pd.DataFrame,  # results of one model
+    after: pd.DataFrame,  # results of another model for the same query
+) -> dict:  # by image name: new, or the number of positions up or down, such as ↑ 3
     "The changes between two result lists, as notes on the products of the second."
     old_positions = {name: i for i, name in enumerate(before['image'])}
     notes = {}
@@ -230,8 +230,8 @@ class Debouncer:
 
     def submit(
         self,
-        job: Callable[[Callable[[], bool]], None], # receives a function that says whether the job is outdated
-        delay: float = 0, # time to wait for newer jobs, in seconds
+        job: Callable[[Callable[[], bool]], None],  # receives a function that says whether the job is outdated
+        delay: float = 0,  # time to wait for newer jobs, in seconds
     ) -> None:
         "Run a job, and cancel the jobs that are waiting."
         self.enqueue(self._run, self._cancel(), monotonic() + delay, job)
@@ -253,8 +253,8 @@ class Debouncer:
 
     def enqueue(
         self,
-        function: Callable, # called in the thread
-        *args: Any, # its arguments
+        function: Callable,  # called in the thread
+        *args: Any,  # its arguments
     ) -> None:
         "Run a function after the jobs submitted so far; only close cancels it."
         if not self.closed:
@@ -281,9 +281,9 @@ def _load(root: Path, device: str | None, _version: tuple) -> tuple[Searcher, Fa
 
 
 def load_project(
-    root: str | Path, # folder of the project
-    device: str | None = None, # device of the model; None chooses the fastest
-) -> tuple[Searcher, Facets]: # shared by all callers
+    root: str | Path,  # folder of the project
+    device: str | None = None,  # device of the model; None chooses the fastest
+) -> tuple[Searcher, Facets]:  # shared by all callers
     "Load a project, unless this process has done so and its embeddings are still the same."
     root = Path(root).resolve()
     embeddings = Paths(root).embeddings

@@ -39,11 +39,11 @@ def _render_comparison(query: Query, results: Mapping[str, pd.DataFrame], thumbn
 
 
 def render_results(
-    query: Query, # what was searched for
-    results: Mapping[str, pd.DataFrame], # products of one or two models, by title
-    facets: Facets, # columns of the catalogue
-    thumbnails: Thumbnails, # source of the images
-) -> tuple: # status line, HTML
+    query: Query,  # what was searched for
+    results: Mapping[str, pd.DataFrame],  # products of one or two models, by title
+    facets: Facets,  # columns of the catalogue
+    thumbnails: Thumbnails,  # source of the images
+) -> tuple:  # status line, HTML
     "The status line and the results of a query."
     tables = list(results.values())
     number = max(len(table) for table in tables)
@@ -67,9 +67,9 @@ _PATH = re.compile(r'''(^|[\s'"(=:])(~|\.*)([/\\]|(?<![^\s'"(=:])[A-Za-z]:[/\\])
 
 
 def no_results(
-    query: Query, # what was searched for
-    facets: Facets, # columns of the catalogue
-) -> Markup: # HTML
+    query: Query,  # what was searched for
+    facets: Facets,  # columns of the catalogue
+) -> Markup:  # HTML
     "A message about what to do if nothing was found."
     if not query.where or facets.mask(query.where).any():
         text = 'Try another query, fewer filters, or one of these:'
@@ -82,9 +82,9 @@ def no_results(
 
 
 def error_text(
-    error: Exception, # error of a search or an export
-    public: bool = False, # whether visitors see the text
-) -> str: # one or two sentences
+    error: Exception,  # error of a search or an export
+    public: bool = False,  # whether visitors see the text
+) -> str:  # one or two sentences
     "The text of an error. On a public page, it contains no paths and no internals; these are logged."
     if isinstance(error, InputError) and not (public and _PATH.search(str(error))):
         return str(error)
@@ -95,9 +95,9 @@ def error_text(
 
 
 def error_message(
-    error: Exception, # error of a search
-    public: bool = False, # whether visitors see the page
-) -> Markup: # HTML
+    error: Exception,  # error of a search
+    public: bool = False,  # whether visitors see the page
+) -> Markup:  # HTML
     "A message about an error of a search."
     text = error_text(error, public)
     if isinstance(error, InputError) and text != UNKNOWN:
@@ -110,9 +110,9 @@ def error_message(
 
 # %% ../nbs/73_results.ipynb #73e00017
 def find_product(
-    tables: Iterable[pd.DataFrame], # products, with column image
-    name: str, # name of an image
-) -> dict: # row of the first table that contains it; empty if none does
+    tables: Iterable[pd.DataFrame],  # products, with column image
+    name: str,  # name of an image
+) -> dict:  # row of the first table that contains it; empty if none does
     "The product with an image of this name."
     for table in tables:
         found = table[table['image'] == name]
@@ -122,10 +122,10 @@ def find_product(
 
 
 def render_query(
-    query: Query, # what was searched for
-    facets: Facets, # columns of the catalogue
-    thumbnails: Thumbnails, # source of the images
-) -> Markup: # HTML
+    query: Query,  # what was searched for
+    facets: Facets,  # columns of the catalogue
+    thumbnails: Thumbnails,  # source of the images
+) -> Markup:  # HTML
     "The restrictions of a query as chips."
     chips = []
     if query.image:
@@ -143,8 +143,8 @@ def render_query(
 
 # %% ../nbs/73_results.ipynb #73e00025
 def file_stem(
-    query: Query, # what was searched for
-) -> str: # such as blue-jeans
+    query: Query,  # what was searched for
+) -> str:  # such as blue-jeans
     "A file name for the results of a query, without suffix."
     titles = (query.text.strip(), query.like and f'like {query.like}', query.image and 'by image', 'catalogue')
     title = next(title for title in titles if title)
@@ -152,11 +152,11 @@ def file_stem(
 
 
 def results_file(
-    table: pd.DataFrame, # products
-    kind: str, # csv or png
-    image_dir: str | Path | None, # folder of the images; None if there are no images
-    title: str = '', # title of the contact sheet
-) -> bytes: # contents of the file
+    table: pd.DataFrame,  # products
+    kind: str,  # csv or png
+    image_dir: str | Path | None,  # folder of the images; None if there are no images
+    title: str = '',  # title of the contact sheet
+) -> bytes:  # contents of the file
     "Results as a table or as a contact sheet."
     buffer = io.BytesIO()
     if kind == 'csv':
@@ -168,10 +168,10 @@ def results_file(
 
 
 def save_results(
-    table: pd.DataFrame, # products
-    path: Path, # file to write; its suffix, .csv or .png, decides
-    image_dir: str | Path | None, # folder of the images; None if there are no images
-    title: str = '', # title of the contact sheet
+    table: pd.DataFrame,  # products
+    path: Path,  # file to write; its suffix, .csv or .png, decides
+    image_dir: str | Path | None,  # folder of the images; None if there are no images
+    title: str = '',  # title of the contact sheet
 ) -> None:
     "Write results as a table or as a contact sheet."
     contents = results_file(table, path.suffix.removeprefix('.'), image_dir, title)

@@ -25,9 +25,9 @@ from .kernels import end_warm_process, start_warm_process, write_kernel_spec
 
 # %% ../nbs/76_serve.ipynb #76a00007
 def write_site(
-    folder: str | Path, # empty folder
-    kernel: str, # name of the kernel
-) -> Path: # notebook
+    folder: str | Path,  # empty folder
+    kernel: str,  # name of the kernel
+) -> Path:  # notebook
     "Write the notebook and the template that Voila serves."
     folder = Path(folder)
     template = folder/'voila'/'templates'/'clip_ft'
@@ -43,8 +43,8 @@ def write_site(
     return notebook
 
 # %% ../nbs/76_serve.ipynb #76a00009
-VISITORS = 40 # kernels at the same time
-IDLE = 60 # seconds without a connection after which a kernel ends
+VISITORS = 40  # kernels at the same time
+IDLE = 60  # seconds without a connection after which a kernel ends
 POLICY = '; '.join([
     "default-src 'self'", "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:", "style-src 'self' 'unsafe-inline'",
     "img-src 'self' data: blob:", "font-src 'self' data:", "connect-src 'self' data: blob:", "object-src 'none'",
@@ -61,9 +61,9 @@ def _admit(visitors: int) -> Any:
 
 
 def server_config(
-    hosts: list[str], # names under which visitors reach the server, besides localhost
-    visitors: int = VISITORS, # maximum number of kernels
-) -> Config: # settings of Voila
+    hosts: list[str],  # names under which visitors reach the server, besides localhost
+    visitors: int = VISITORS,  # maximum number of kernels
+) -> Config:  # settings of Voila
     "Settings for a page that unknown people visit."
     config = Config()
     config.Voila.ip = '127.0.0.1'
@@ -81,7 +81,7 @@ def server_config(
         file_allowlist=[], extension_allowlist=EXTENSIONS, prelaunch_hook=_admit(visitors))
     config.VoilaExecutor.cell_error_instruction = 'The operator finds the reason in the log of the server.'
     config.MappingKernelManager.update(cull_idle_timeout=IDLE, cull_interval=10, cull_connected=False, cull_busy=True)
-    config.ZMQChannelsWebsocketConnection.iopub_data_rate_limit = 50_000_000 # a contact sheet is one large message
+    config.ZMQChannelsWebsocketConnection.iopub_data_rate_limit = 50_000_000  # a contact sheet is one large message
     return config
 
 # %% ../nbs/76_serve.ipynb #76a00012
@@ -101,10 +101,10 @@ def _port(text: str) -> int:
 
 def _serve(folder: Path, root: Path, config: Config, settings: list[str]) -> None:
     "Serve the page until the server is stopped."
-    from voila.app import Voila # a requirement of clip_ft[app] only
+    from voila.app import Voila  # a requirement of clip_ft[app] only
 
     os.environ |= {'CLIP_FT_ROOT': str(root), 'JUPYTER_PATH': str(folder)}
-    os.environ.setdefault('OMP_NUM_THREADS', '1') # visitors share the cores
+    os.environ.setdefault('OMP_NUM_THREADS', '1')  # visitors share the cores
     address = folder/'warm.sock'
     kernel, warm = 'python3', None
     try:

@@ -32,14 +32,14 @@ class SearchWidget(widgets.VBox):
 
     def __init__(
         self,
-        searcher: Searcher, # index and model
-        before: Searcher | None = None, # same catalogue, model to compare with
-        top_k: int = 24, # number of products at first
-        columns: Sequence[str] | None = None, # columns to filter by; None chooses them
-        export_dir: str | Path = 'exports', # folder for exports
-        pause: float = .06, # time without typing after which the search starts, in seconds
-        public: bool = False, # whether the page has visitors: writes no files, shows no paths
-        facets: Facets | None = None, # filters, if they exist already
+        searcher: Searcher,  # index and model
+        before: Searcher | None = None,  # same catalogue, model to compare with
+        top_k: int = 24,  # number of products at first
+        columns: Sequence[str] | None = None,  # columns to filter by; None chooses them
+        export_dir: str | Path = 'exports',  # folder for exports
+        pause: float = .06,  # time without typing after which the search starts, in seconds
+        public: bool = False,  # whether the page has visitors: writes no files, shows no paths
+        facets: Facets | None = None,  # filters, if they exist already
     ) -> None:
         self.debouncer = Debouncer()
         self.searcher = searcher
@@ -167,7 +167,7 @@ def current_query(self: SearchWidget) -> Query:
 @patch
 def set_query(
     self: SearchWidget,
-    query: Query, # new state of the page
+    query: Query,  # new state of the page
 ) -> None:
     "Set the page to a query, and search."
     self.updating = True
@@ -188,7 +188,7 @@ def search(self: SearchWidget) -> None:
 
 # %% ../nbs/74_widget.ipynb #ffceea72
 @patch
-def _find(self: SearchWidget, query: Query) -> dict: # results by title
+def _find(self: SearchWidget, query: Query) -> dict:  # results by title
     "The results of one model, or of both."
     searchers = {'': self.searcher}
     if self.before and self.compare.value:
@@ -244,8 +244,8 @@ def _warm_up(self: SearchWidget) -> None:
 @patch
 def handle_action(
     self: SearchWidget,
-    action: str, # open, like, query, remove, remove_filters, clear or download or too_large
-    value: str, # argument of the action
+    action: str,  # open, like, query, remove, remove_filters, clear or download or too_large
+    value: str,  # argument of the action
 ) -> None:
     "Handle a click on a button of the pane."
     query = self.current_query()
@@ -270,7 +270,7 @@ def handle_action(
 @patch
 def open_product(
     self: SearchWidget,
-    name: str, # name of an image
+    name: str,  # name of an image
 ) -> None:
     "Show the details of a product, with its CLIP score if it is among the results."
     row = find_product([*self.results.values(), self.facets.products], name)
@@ -292,7 +292,7 @@ def handle_upload(self: SearchWidget, change: Bunch) -> None:
 @patch
 def search_by_image(
     self: SearchWidget,
-    data: bytes, # contents of an image file
+    data: bytes,  # contents of an image file
 ) -> None:
     "Search by an uploaded image, or say why it cannot be used."
     if len(data) > MAX_UPLOAD:
@@ -310,7 +310,7 @@ def search_by_image(
 @patch
 def refuse_upload(
     self: SearchWidget,
-    size: str, # size of the file, in MB
+    size: str,  # size of the file, in MB
 ) -> None:
     "Say that a file is too large."
     limit = f'{MAX_UPLOAD/1e6:g} MB'
@@ -321,7 +321,7 @@ def refuse_upload(
 @patch
 def export(
     self: SearchWidget,
-    kind: str, # csv or png
+    kind: str,  # csv or png
     _button: widgets.Button | None = None,
 ) -> None:
     "Offer the results for download and, unless the page is public, write them to the export folder."
@@ -355,7 +355,7 @@ def _export(self: SearchWidget, kind: str) -> None:
 @patch
 def download(
     self: SearchWidget,
-    name: str, # file name of the last export
+    name: str,  # file name of the last export
 ) -> None:
     "Make a file of the last export, and send it to the browser."
     try:
@@ -365,9 +365,9 @@ def download(
 
 # %% ../nbs/74_widget.ipynb #0102cdca
 def search_page(
-    root: str | Path = '.', # folder of the project
-    device: str | None = None, # device of the model; None chooses the fastest
-) -> widgets.DOMWidget: # search page, or a message that says what is missing
+    root: str | Path = '.',  # folder of the project
+    device: str | None = None,  # device of the model; None chooses the fastest
+) -> widgets.DOMWidget:  # search page, or a message that says what is missing
     "The search page of a project. Public if Voila serves it."
     public = os.environ.get('SERVER_SOFTWARE', '').startswith('voila')
     try:
