@@ -153,13 +153,14 @@ class Snapshots:
     def submit(self, write: Callable, *args: Any) -> None:
         "Queue the write of a best model. Waits for that of the previous best model, and raises its error."
         self.best.result()
-        self.best = self._queue(write, *args)
+        self.best = self.queue(write, *args)
 
     def save(self, step: int, state: dict) -> None:
         "Queue a snapshot, without waiting. Snapshots before the last two are removed."
-        self.snapshot = self._queue(self._write, step, state)
+        self.snapshot = self.queue(self._write, step, state)
 
-    def _queue(self, write: Callable, *args: Any) -> Future:
+    def queue(self, write: Callable, *args: Any) -> Future:
+        "Queue a write, which is skipped if one before it fails. Raises the error of an earlier one."
         if self.pending.done():
             self.pending.result()  # raises its error
         self.pending = self.writer.submit(_write_after, self.pending, write, *args)

@@ -12,10 +12,12 @@ import psutil
 import time
 import torch
 from base64 import b64encode
+from collections.abc import Callable
 from fastcore.basics import patch
 from fastcore.imports import IN_NOTEBOOK
 from io import BytesIO
 from matplotlib.figure import Figure
+from pathlib import Path
 from .core import Paths, atomic_write, new_figure
 from .metrics import METRICS
 
@@ -64,7 +66,9 @@ class History:
         paths: Paths | None = None,  # the history is written to history_csv and history_png; None: nowhere
         live: bool | None = None,  # True: update an output of the notebook; False: print; None: True in a notebook
         plot_seconds: float = 20.0,  # minimum number of seconds between plots, if not live
+        submit: Callable = lambda write, *args: write(*args),  # Snapshots.queue writes after the model, or at once
     ) -> None:
+        self.submit = submit
         self.monitor, self.patience, self.paths, self.plot_seconds = monitor, patience, paths, plot_seconds
         self.live = IN_NOTEBOOK if live is None else live
         self.records: list[dict] = []
@@ -105,11 +109,15 @@ def _save(self: History) -> None:
     self.outdated = True
     if not self.live:
         print(_epoch_line(self.records[-1]), flush=True)
-    if self.paths:
-        with atomic_write(self.paths.history_csv) as temporary:
-            self.table().to_csv(temporary, index=False)
+    if self.paths and self.best:  # until then, the history of the run before belongs to the best model
+        self.submit(_write_history, self.table(), self.paths.history_csv)
     if self.live or time.monotonic()-self.plotted > self.plot_seconds:
         self.plot()
+
+
+def _write_history(table: pd.DataFrame, path: Path) -> None:
+    with atomic_write(path) as temporary:
+        table.to_csv(temporary, index=False)
 
 
 @patch

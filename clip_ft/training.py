@@ -9,7 +9,6 @@ __all__ = ['TEXTS', 'SAME_RESULT', 'TrainConfig', 'Trainer', 'train']
 import math
 import numpy as np
 import pandas as pd
-import threading
 import time
 import torch
 from torch import distributed as dist
@@ -20,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from fastcore.basics import patch
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 from tqdm.auto import tqdm
 from .batches import TrainingBatches
@@ -111,8 +111,8 @@ class Trainer:
         self.product_embeds: torch.Tensor | None = None  # float16 [N, D], each from its latest step; for hard negatives
         self.order: torch.Tensor | None = None  # int64 [steps, B], the batches of the current epoch
         self.totals = torch.zeros(3, device=self.device)  # sums of the metrics in the current epoch
-        self.history, self.snapshots = History(config.monitor, config.patience, paths), Snapshots(paths.last)
-        self.interrupted, self.snapshot_time = threading.Event(), time.monotonic()
+        self.snapshots, self.interrupted, self.snapshot_time = Snapshots(paths.last), Event(), time.monotonic()
+        self.history = History(config.monitor, config.patience, paths, submit=self.snapshots.queue)
 
 # %% ../nbs/43_training.ipynb #a1213d3a
 @patch
