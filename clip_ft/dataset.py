@@ -227,7 +227,8 @@ def _fill_file(path: Path, images: list[Numbered], spec: ResizeSpec, pool: Execu
         blocks = run_parallel(checks, len(images), pool)
         missing = [images[number] for block in blocks for wrong in block for number in wrong]
     decode = partial(_decode_into, path=path, layout=layout, spec=spec)
-    with tqdm(total=len(images), initial=len(images)-len(missing), desc='Decoding', unit='image') as bar:
+    done = len(images)-len(missing)
+    with tqdm(total=len(images), initial=done, desc='Decoding', unit='image', disable=not missing) as bar:
         for block in run_parallel(chunked_calls(decode, missing, 32, 1024), len(missing), pool):
             changed += [image for chunk in block for image in chunk]
             bar.update(min(1024, len(images)-bar.n))

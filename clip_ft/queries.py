@@ -93,10 +93,7 @@ def read_queries(
     products: pd.DataFrame,  # products that are searched
 ) -> QuerySet:
     "Read your own queries. Raises InputError with the file, row and column of the first error."
-    try:
-        table = read_table(path)
-    except OSError as error:
-        raise InputError(f'{path}: the queries cannot be read: {error.strerror}') from None
+    table = read_table(path)
     missing = [name for name in ('query', 'image') if name not in table]
     if missing:
         columns = ', '.join(map(repr, table.columns))

@@ -73,7 +73,9 @@ def check_zip(
 def _size_problem(info: zipfile.ZipInfo) -> str:
     "Return the reason why a member must not be read, or an empty string."
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return 'it is compressed by another method than deflate, so pack the files again'
+        methods = {zipfile.ZIP_BZIP2: 'bzip2', zipfile.ZIP_LZMA: 'lzma'}
+        method = methods.get(info.compress_type, f'method {info.compress_type}')
+        return f'it is compressed with {method}; only deflate is supported, so pack the files again'
     if info.flag_bits & 1:
         return 'it is encrypted; unpack the archive yourself and pass the folder'
     if info.file_size > max(SMALL, MAX_RATIO*info.compress_size):

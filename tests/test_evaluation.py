@@ -42,7 +42,7 @@ def test_own_queries_and_the_report(place, run, tmp_path):
     ('query,picture\nred,{0}\n', "no column 'image'"),
     ('query,image\n', 'the table has no rows'),
     ('query,image\n"red,{0}\n', 'a quoted text is not closed'),
-    (None, 'cannot be read'),
+    (None, 'No such file'),
 ])
 def test_wrong_queries(place, run, tmp_path, text, message):
     root, model = place
