@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY = passive
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab app test test-notebooks test-python lint docs-check notebooks clean-notebooks screenshot hooks clean
+.PHONY: help demo lab app test test-with-demo test-without-demo test-notebooks test-python lint docs-check notebooks clean-notebooks screenshot hooks clean
 
 help: ## List the targets (also: plain make)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,10 +37,18 @@ lab: .venv/ready ## Open the search notebook in JupyterLab (LAB_FLAGS: its optio
 app: .venv/ready ## Serve the search page to visitors (ROOT: a project, by default the demo; APP_FLAGS: options of clip_ft_app)
 	$(BIN)/clip_ft_app --root $(ROOT) $(APP_FLAGS)
 
-# All notebooks in order and in one process and, beside them, tests/; each of the two also after a failure of the other.
-# With one thread each, the two do not compete for the same cores.
+# Two halves side by side, with one thread each so that they do not compete for the same cores: the demo and the notebooks
+# that read it; the notebooks before them and tests/. Each step also runs after a failure of another one.
+WITHOUT_DEMO := ^([0-3]|4[0-2])
 test: .venv/ready ## Run the demo, all notebooks and all tests
-	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -k -j2 test-notebooks test-python
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -k -j2 test-with-demo test-without-demo
+
+test-with-demo: $(NOTEBOOK_DEMO)/blue-jeans.png
+	$(BIN)/nbdev_test --n_workers 0 --do_print --skip_file_re '^[_.]|$(WITHOUT_DEMO)'
+
+test-without-demo: .venv/ready
+	failed=0; $(BIN)/nbdev_test --n_workers 0 --do_print --file_re '$(WITHOUT_DEMO)' || failed=1; \
+		$(BIN)/python -m pytest -q tests || failed=1; exit $$failed
 
 # The notebooks read the demo, which is trained once.
 $(NOTEBOOK_DEMO)/blue-jeans.png: | .venv/ready
