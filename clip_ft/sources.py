@@ -15,7 +15,7 @@ import unicodedata
 import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, NoReturn
+from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -58,16 +58,17 @@ def check_zip(
     archive: zipfile.ZipFile,  # open for reading
 ) -> None:
     "Raise InputError if unpacking the archive could exhaust the memory or the disk."
-    def refuse(problem: str) -> NoReturn:
-        raise InputError(f'The archive {archive.filename} is unsafe: {problem}.')
-
     infos = archive.infolist()
     for info in infos:
         problem = _size_problem(info)
         if problem:
-            refuse(f'member {info.filename!r}: {problem}')
+            raise _unsafe(archive, f'member {info.filename!r}: {problem}')
     if sum(info.file_size for info in infos) > max(SMALL, MAX_RATIO*os.path.getsize(str(archive.filename))):
-        refuse(f'it unpacks to over {MAX_RATIO} times its size')
+        raise _unsafe(archive, f'it unpacks to over {MAX_RATIO} times its size')
+
+
+def _unsafe(archive: zipfile.ZipFile, problem: str) -> InputError:
+    return InputError(f'The archive {archive.filename} is unsafe: {problem}.')
 
 
 def _size_problem(info: zipfile.ZipInfo) -> str:
@@ -86,18 +87,17 @@ def _size_problem(info: zipfile.ZipInfo) -> str:
 MAX_MEMBERS = 5_000_000
 MAX_MEMBER_BYTES = 4*2**30
 
-def _member_path(name: str) -> str:
-    "Return the relative path of a member, with forward slashes; empty for a name such as './'."
-    return '/'.join(part for part in name.replace('\\', '/').split('/') if part not in ('', '.'))
+def _parts(name: str) -> list[str]:
+    "Return the parts of the relative path of a member; none for a name such as './'."
+    return [part for part in re.split(r'[/\\]', name) if part not in ('', '.')]
 
 
 def _member_problem(info: zipfile.ZipInfo) -> str:
     "Return the reason why the name, type or size of a member of a catalogue is unsafe, or an empty string."
     for name in (info.orig_filename, info.filename):  # the second one may come from another field of the archive
-        parts = [part for part in re.split(r'[/\\]', name) if part not in ('', '.')]
-        if re.match(r'[/\\]|[A-Za-z]:', name) or '\0' in name or not all(part.rstrip('. ') for part in parts):
+        if re.match(r'[/\\]|[A-Za-z]:', name) or '\0' in name or not all(part.rstrip('. ') for part in _parts(name)):
             return 'its name leaves the folder'
-    if not info.filename or not (_member_path(info.filename) or info.is_dir()):
+    if not info.filename or not (_parts(info.filename) or info.is_dir()):
         return 'it has no name'
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
         return 'it is a link or a special file'
@@ -116,30 +116,28 @@ def safe_members(
     archive: zipfile.ZipFile,  # open for reading
 ) -> dict[str, zipfile.ZipInfo]:  # relative path to member, files only
     "List the files of an archive. Raises InputError if a member is unsafe."
-    def refuse(problem: str) -> NoReturn:
-        raise InputError(f'The archive {archive.filename} is unsafe: {problem}.')
-
     check_zip(archive)
     if len(archive.infolist()) > MAX_MEMBERS:
-        refuse(f'it has over {MAX_MEMBERS:,} members')
+        raise _unsafe(archive, f'it has over {MAX_MEMBERS:,} members')
     members: dict[str, zipfile.ZipInfo] = {}
     paths: dict[str, str] = {}  # key to path
     for info in archive.infolist():
         problem = _member_problem(info)
         if problem:
-            refuse(f'member {info.filename!r}: {problem}')
-        path = _member_path(info.filename)
+            raise _unsafe(archive, f'member {info.filename!r}: {problem}')
+        path = '/'.join(_parts(info.filename))
         key = _same_file(path)
         if info.is_dir() or info.filename.endswith('\\') or key == SOURCE_FILE:
             continue
         if key in paths:
             clash = f'{paths[key]!r} is the same file on Windows or macOS'
-            refuse(f'member {info.filename!r}: {"another member has the same name" if path in members else clash}')
+            problem = 'another member has the same name' if path in members else clash
+            raise _unsafe(archive, f'member {info.filename!r}: {problem}')
         paths[key], members[path] = path, info
     folders = {folder for key in paths for folder in Path(key).parents}
     both = paths.keys() & {folder.as_posix() for folder in folders}
     if both:
-        refuse(f'{paths[min(both)]!r} is both a file and a folder')
+        raise _unsafe(archive, f'{paths[min(both)]!r} is both a file and a folder')
     return members
 
 # %% ../nbs/11_sources.ipynb #acd6695f
