@@ -78,26 +78,35 @@ def fork():
         process.join()
 
 
+def free_port():
+    "A port of this machine that no server uses."
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        return server.getsockname()[1]
+
+
 @pytest.fixture(scope='session')
 def fork_ranks(fork):
     "The same for several processes of one run, which a launcher such as torchrun starts otherwise; returns a list."
     def begin(count, function, *args, log):
-        with socket.create_server(('127.0.0.1', 0)) as server:
-            port = server.getsockname()[1]
-        environment = dict(WORLD_SIZE=str(count), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+        environment = dict(WORLD_SIZE=str(count), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()))
         return [fork(function, *args, log=log, **environment, RANK=str(rank), LOCAL_RANK=str(rank))
                 for rank in range(count)]
 
     return begin
 
 
-def join(processes, log):
-    "Wait for processes that succeed; return what they wrote to a file."
+def join(processes, log, code=0):
+    "Wait for processes, check their exit codes, and return what they wrote to a file."
     for process in processes:
         process.join(300)
     output = Path(log).read_text()
-    assert not any(process.exitcode for process in processes), output[-5000:]
+    assert all(process.exitcode == code for process in processes), output[-5000:]
     return output
+
+
+def last_step(root):
+    "Number of the last step of a training run that a snapshot has; 0 if there is none."
+    return max((int(path.stem[5:]) for path in Paths(root).last.glob('step-*.pt')), default=0)
 
 
 @pytest.fixture

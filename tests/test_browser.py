@@ -15,7 +15,7 @@ from typing import Any
 import nbformat
 import pandas as pd
 import pytest
-from conftest import BIN
+from conftest import BIN, free_port
 from PIL import Image
 
 from clip_ft.core import Paths
@@ -111,12 +111,6 @@ def hostile_shop(shop, tmp_path_factory):
     table.loc[0, columns] = [HOSTILE_FILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE]
     save_embeddings(paths.embeddings, data['embeddings'].copy(), names, table, data['weights_hash'])
     return paths
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        return sock.getsockname()[1]
 
 
 def serve(folder, root, *command):

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import BIN, join
+from conftest import BIN, join, last_step
 
 from clip_ft.core import Paths
 from clip_ft.data import load_split
@@ -55,11 +55,6 @@ def ranks(fork, fork_ranks):
         call = train_main, [str(arg) for arg in ('--root', root, *SETTINGS, *args)]
         return [fork(*call, log=root/'log.txt')] if count == 1 else fork_ranks(count, *call, log=root/'log.txt')
     return begin
-
-
-def last_step(root):
-    "Number of the last step that a snapshot has; 0 if there is none."
-    return max((int(path.stem[5:]) for path in Paths(root).last.glob('step-*.pt')), default=0)
 
 
 def kill_in_second_epoch(processes, root):
@@ -145,11 +140,7 @@ def test_begun_by_one_and_finished_by_two(one, project, ranks):
 
 
 def test_a_batch_that_cannot_be_shared_is_one_error(project, ranks):
-    processes = ranks(project, '--batch-size', 31, count=2)
-    for process in processes:
-        process.join(300)
-    output = (project/'log.txt').read_text()
-    assert [process.exitcode for process in processes] == [2, 2]
+    output = join(ranks(project, '--batch-size', 31, count=2), project/'log.txt', code=2)
     assert output.count('error: A batch of 31 products cannot be divided among 2 processes.') == 1, output
     assert output.count('error: ') == 1 and 'Traceback' not in output
     assert not (project/'checkpoints').exists()

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from conftest import join, last_step
 
 from clip_ft.checkpoints import Snapshots
 from clip_ft.core import Paths, temporary_path
@@ -34,9 +35,7 @@ def start(fork):
 def finish(started, code=0):
     "Wait for a command, check its exit code and return its output."
     process, log = started
-    process.join(300)
-    assert process.exitcode == code, log.read_text()[-3000:]
-    return log.read_text()
+    return join([process], log, code)
 
 
 def wait_for(condition, process, seconds=300):
@@ -45,11 +44,6 @@ def wait_for(condition, process, seconds=300):
     while not condition():
         assert process.is_alive() and time.monotonic() < end, 'the process ended, or took too long'
         time.sleep(.003)
-
-
-def last_step(root):
-    "Number of the last step that a snapshot has; 0 if there is none."
-    return max((int(path.stem[5:]) for path in Paths(root).last.glob('step-*.pt')), default=0)
 
 
 def partly_written(root):
