@@ -48,7 +48,7 @@ test-with-demo: $(NOTEBOOK_DEMO)/blue-jeans.png
 
 test-without-demo: .venv/ready
 	failed=0; $(BIN)/nbdev_test --n_workers 0 --do_print --file_re '$(WITHOUT_DEMO)' || failed=1; \
-		$(BIN)/python -m pytest -q tests || failed=1; exit $$failed
+		$(MAKE) --no-print-directory test-python || failed=1; exit $$failed
 
 # The notebooks read the demo, which is trained once.
 $(NOTEBOOK_DEMO)/blue-jeans.png: | .venv/ready
