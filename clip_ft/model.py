@@ -24,6 +24,7 @@ from transformers.utils import logging as hf_logging
 from typing import Any
 from .core import InputError, flush_to_disk, name_disk_errors, temporary_path
 from .dataset import Normalize, ResizeSpec
+from .formats import open_clip_folder, read_open_clip
 from .texts import Tokens
 
 # %% ../nbs/31_model.ipynb #e14977be
@@ -290,6 +291,9 @@ def load_model(
     if os.path.isfile(name):
         raise InputError(f'{name} is a file. Give a folder, such as checkpoints/best_model, or a name on the hub.')
     device = open_device(device)
+    converted = open_clip_folder(name)
+    if converted:
+        return _ready(*read_open_clip(converted), device, name)
     config = _from_pretrained('model', name, AutoConfig)
     _check_config(config, name)
     options: dict[str, Any] = dict(config=config, dtype=torch.float32, output_loading_info=True)
@@ -302,8 +306,14 @@ def load_model(
         raise InputError(f"The weights of '{name}' do not fit its config.json: {len(wrong)} of them are missing or "
                          f'have another shape, such as {wrong[0]}.')
     processor = _from_pretrained('processor', name, AutoProcessor)
+    return _ready(model, processor, device, name)
+
+
+def _ready(model: Any, processor: Any, device: torch.device, name: str) -> tuple[Any, Any]:
+    "Put a model on its device, and check that it can embed."
     if not (hasattr(processor, 'tokenizer') and hasattr(processor, 'image_processor')):
         raise InputError(f"The processor of '{name}' is incomplete: it needs a tokenizer and an image processor.")
     model = model.to(device).eval()
+    model.name_or_path = name
     _check_embeds(model, processor, name)
     return model, processor
