@@ -55,7 +55,7 @@ def towers(model: Any, device: Any) -> Iterator[tuple[str, str, Callable[[int], 
     size, width = config.vision_config.image_size, QUERY_TOKENS
     if config.model_type == 'siglip':
         width = config.text_config.max_position_embeddings
-    dtype = next(model.parameters()).dtype
+    dtype = torch.float16 if str(device).startswith('cuda') else torch.float32
 
     def images(batch):
         pixels = torch.randn(batch, 3, size, size, device=device, dtype=dtype)

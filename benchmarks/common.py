@@ -1,7 +1,8 @@
 """What the benchmarks share: command line, result files, timing, the machine, models with random weights, and data.
 
 Each benchmark prints one JSON record per measurement. With --save it also writes them to
-benchmarks/results/SCRIPT-MACHINE.json, together with the date, the machine, the versions and the settings.
+benchmarks/results/SCRIPT-MACHINE.json, or SCRIPT-SIZE-MACHINE.json if --size is not the default, together with the
+date, the machine, the versions and the settings.
 """
 import argparse
 import json
@@ -162,7 +163,9 @@ class Results:
         machine = self.about['machine']
         device = re.sub(r'\W+', '-', (machine['gpus'] or [machine['cpu']])[0].lower()).strip('-')
         RESULTS.mkdir(exist_ok=True)
-        path = RESULTS/f'{self.about["name"]}-{device}.json'
+        size = getattr(self.args, 'size', 'vit-b-32')
+        name = self.about['name'] + (f'-{size}' if size != 'vit-b-32' else '')
+        path = RESULTS/f'{name}-{device}.json'
         path.write_text(json.dumps(rounded(self.about | dict(records=self.records)), indent=1)+'\n')
         print(f'saved {path}', flush=True)
 
