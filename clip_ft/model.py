@@ -25,6 +25,7 @@ from transformers.utils import logging as hf_logging
 from typing import Any
 from .core import InputError, flush_to_disk, name_disk_errors, temporary_path
 from .dataset import Normalize, ResizeSpec
+from .formats import open_clip_folder, read_open_clip
 from .inputs import ModelInputs, check_pixels, check_vocabulary, embedding_size, fit_processor
 from .texts import Tokens
 
@@ -322,6 +323,9 @@ def load_model(
     if os.path.isfile(name):
         raise InputError(f'{name} is a file. Give a folder, such as checkpoints/best_model, or a name on the hub.')
     device = open_device(device)
+    converted = open_clip_folder(name)
+    if converted:
+        return _ready(*read_open_clip(converted), device, name, verbose)
     config = _from_pretrained('model', name, AutoConfig)
     _check_config(config, name)
     options: dict[str, Any] = dict(config=config, dtype=torch.float32, output_loading_info=True)
@@ -331,9 +335,15 @@ def load_model(
                          'such as CLIP or SigLIP.')
     _check_weights(model, info, name)
     processor = _from_pretrained('processor', name, AutoProcessor)
+    return _ready(model, processor, device, name, verbose)
+
+
+def _ready(model: Any, processor: Any, device: torch.device, name: str, verbose: bool) -> tuple[Any, Any]:
+    "Put a model on its device, complete its processor, and check that they can be used."
     if not (hasattr(processor, 'tokenizer') and hasattr(processor, 'image_processor')):
         raise InputError(f"The processor of '{name}' is incomplete: it needs a tokenizer and an image processor.")
     model = model.to(device).eval()
+    model.name_or_path = name
     inputs = _fit_and_check(model, processor, name)
     if verbose:
         print(inputs)
