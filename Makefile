@@ -44,10 +44,10 @@ test: .venv/ready ## Run the demo, all notebooks and all tests
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -k -j2 test-with-demo test-without-demo
 
 test-with-demo: $(NOTEBOOK_DEMO)/blue-jeans.png
-	$(BIN)/nbdev_test --n_workers 0 --do_print --skip_file_re '^[_.]|$(WITHOUT_DEMO)'
+	$(BIN)/python .ci/test_notebooks.py --n_workers 0 --do_print --skip_file_re '^[_.]|$(WITHOUT_DEMO)'
 
 test-without-demo: .venv/ready
-	failed=0; $(BIN)/nbdev_test --n_workers 0 --do_print --file_re '$(WITHOUT_DEMO)' || failed=1; \
+	failed=0; $(BIN)/python .ci/test_notebooks.py --n_workers 0 --do_print --file_re '$(WITHOUT_DEMO)' || failed=1; \
 		$(MAKE) --no-print-directory test-python || failed=1; exit $$failed
 
 # The notebooks read the demo, which is trained once.
@@ -55,7 +55,7 @@ $(NOTEBOOK_DEMO)/blue-jeans.png: | .venv/ready
 	@$(MAKE) --no-print-directory demo DEMO=$(NOTEBOOK_DEMO)
 
 test-notebooks: .venv/ready $(NOTEBOOK_DEMO)/blue-jeans.png ## Run all notebooks
-	$(BIN)/nbdev_test --n_workers 0 --do_print --timing
+	$(BIN)/python .ci/test_notebooks.py --n_workers 0 --do_print --timing
 
 test-python: .venv/ready ## Run all tests of tests/
 	$(BIN)/python -m pytest -q tests

@@ -24,11 +24,11 @@ setup(
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
     python_requires=">=" + cfg["min_python"],
     install_requires=shlex.split(cfg["requirements"]),
-    extras_require={name: shlex.split(cfg[f"{name}_requirements"]) for name in ("dev", "lora", "store", "app")},
+    extras_require={name: shlex.split(cfg[f"{name}_requirements"]) for name in ("dev", "lora", "onnx", "store", "app")},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
     },
-    package_data={cfg["lib_path"]: ["py.typed", "templates/*.html", "static/*.css", "static/*.js"]},
+    package_data={cfg["lib_path"]: ["py.typed", "templates/*.html", "templates/*.md", "static/*.css", "static/*.js"]},
     zip_safe=False,
 )

@@ -1,7 +1,8 @@
 """What the benchmarks share: command line, result files, timing, the machine, models with random weights, and data.
 
 Each benchmark prints one JSON record per measurement. With --save it also writes them to
-benchmarks/results/SCRIPT-MACHINE.json, together with the date, the machine, the versions and the settings.
+benchmarks/results/SCRIPT-MACHINE.json, or SCRIPT-SIZE-MACHINE.json if --size is not the default, together with the
+date, the machine, the versions and the settings.
 """
 import argparse
 import json
@@ -105,7 +106,8 @@ def model_parser(doc: str, steps: Iterable[str]) -> argparse.ArgumentParser:
     parser = benchmark_parser(doc)
     parser.add_argument('catalogue', type=Path)
     parser.add_argument('--model', type=Path, help='folder of the model; created if it does not exist')
-    parser.add_argument('--tiny', action='store_true', help='create a tiny model instead of ViT-B/32, for a trial')
+    parser.add_argument('--size', choices=['tiny', *SIZES], default='vit-b-32', help='shape of the model to create')
+    parser.add_argument('--tiny', dest='size', action='store_const', const='tiny', help='--size tiny, for a trial')
     parser.add_argument('--tflops', type=float, default=790, help='16-bit speed that the device reaches, in TFLOP/s')
     parser.add_argument('--how', choices=list(steps), help=SUPPRESS)
     os.environ.update(OFFLINE)
@@ -161,7 +163,9 @@ class Results:
         machine = self.about['machine']
         device = re.sub(r'\W+', '-', (machine['gpus'] or [machine['cpu']])[0].lower()).strip('-')
         RESULTS.mkdir(exist_ok=True)
-        path = RESULTS/f'{self.about["name"]}-{device}.json'
+        size = getattr(self.args, 'size', 'vit-b-32')
+        name = self.about['name'] + (f'-{size}' if size != 'vit-b-32' else '')
+        path = RESULTS/f'{name}-{device}.json'
         path.write_text(json.dumps(rounded(self.about | dict(records=self.records)), indent=1)+'\n')
         print(f'saved {path}', flush=True)
 
@@ -198,16 +202,20 @@ def peak_gb() -> float:
 
 
 def forward_flops(config: Any, tokens: float) -> float:
-    "Floating-point operations of a CLIP for one image and one text of `tokens` tokens; a multiply-add counts as 2."
+    "Floating-point operations of a CLIP or SigLIP for one image and one text of `tokens` tokens; a multiply-add is 2."
+    vision = config.vision_config
+    projection = getattr(config, 'projection_dim', vision.hidden_size)
+
     def tower(tower_config, length):
         width, inner = tower_config.hidden_size, tower_config.intermediate_size
         layer = length*(8*width**2 + 4*length*width + 4*width*inner)
-        return tower_config.num_hidden_layers*layer + 2*width*config.projection_dim
+        return tower_config.num_hidden_layers*layer + 2*width*projection
 
-    vision = config.vision_config
     patches = (vision.image_size//vision.patch_size)**2
-    embedding = 2*patches*3*vision.patch_size**2*vision.hidden_size
-    return tower(vision, patches+1) + embedding + tower(config.text_config, tokens)
+    flops = tower(config.text_config, tokens) + 2*patches*3*vision.patch_size**2*vision.hidden_size
+    if config.model_type == 'siglip':  # attention pools the patches: one query, keys and values of all patches
+        return flops + tower(vision, patches) + 4*patches*vision.hidden_size**2
+    return flops + tower(vision, patches+1)
 
 
 def device_use(flops_per_second: float, tflops: float) -> dict:
@@ -239,26 +247,29 @@ def bootstrap_interval(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Size:
-    "Dimensions of a CLIP; a tower is its width and its number of layers."
+    "Dimensions of a CLIP or SigLIP; a tower is its width and its number of layers."
     image: int
     patch: int
     vision: tuple[int, int]
     text: tuple[int, int]
     projection: int
     vocabulary: int
+    siglip: bool = False
 
 
 SIZES = {
     'small-images': Size(64, 8, (384, 6), (256, 4), 256, 8_000),
     'mid': Size(128, 16, (384, 6), (256, 4), 256, 8_000),
     'vit-b-32': Size(224, 32, (768, 12), (512, 8), 512, 49_408),
+    'siglip-tiny': Size(64, 16, (128, 2), (128, 2), 128, 2_000, siglip=True),
+    'siglip-b-16': Size(224, 16, (768, 12), (768, 12), 768, 32_000, siglip=True),
 }
 
 
 def random_model(texts: Iterable[str], size: str) -> tuple:
-    "A CLIP with random weights, tiny or of a size in SIZES, and its processor, whose tokenizer is learned from texts."
+    "A model with random weights, tiny or of a size in SIZES, and its processor, whose tokenizer is learned from texts."
     import torch
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+    from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
     from clip_ft.model import tiny_model
     texts = list(texts)
@@ -268,21 +279,31 @@ def random_model(texts: Iterable[str], size: str) -> tuple:
     shape = SIZES[size]
     tokenizer = processor.tokenizer.train_new_from_iterator(texts, shape.vocabulary, show_progress=False)
     special = {name: getattr(tokenizer, name) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
+    projection = {} if shape.siglip else dict(projection_dim=shape.projection)
 
     def tower(width, layers):
         return dict(hidden_size=width, intermediate_size=4*width, num_hidden_layers=layers,
-                    num_attention_heads=width//64, projection_dim=shape.projection)
+                    num_attention_heads=width//64, **projection)
 
-    config = CLIPConfig(
-        projection_dim=shape.projection,
+    make_config, make_model = (SiglipConfig, SiglipModel) if shape.siglip else (CLIPConfig, CLIPModel)
+    config = make_config(
         text_config=dict(tower(*shape.text), vocab_size=shape.vocabulary, **special),
-        vision_config=dict(tower(*shape.vision), image_size=shape.image, patch_size=shape.patch))
+        vision_config=dict(tower(*shape.vision), image_size=shape.image, patch_size=shape.patch), **projection)
     torch.manual_seed(0)
-    model = CLIPModel(config).eval()
+    model = make_model(config).eval()
     model.name_or_path = size
-    crop = dict(height=shape.image, width=shape.image)
-    images = CLIPImageProcessor(size=dict(shortest_edge=shape.image), crop_size=crop)
-    return model, CLIPProcessor(image_processor=images, tokenizer=tokenizer)
+    return model, shape_processor(shape, tokenizer)
+
+
+def shape_processor(shape: Size, tokenizer: Any) -> Any:
+    "The processor of a CLIP, or of a SigLIP, which distorts images and reads texts of 64 tokens."
+    from transformers import CLIPImageProcessor, CLIPProcessor, SiglipImageProcessor, SiglipProcessor
+    square = dict(height=shape.image, width=shape.image)
+    if shape.siglip:
+        tokenizer.model_max_length = 64
+        return SiglipProcessor(image_processor=SiglipImageProcessor(size=square), tokenizer=tokenizer)
+    images = CLIPImageProcessor(size=dict(shortest_edge=shape.image), crop_size=square)
+    return CLIPProcessor(image_processor=images, tokenizer=tokenizer)
 
 
 def save_random_model(folder: Path, texts: Iterable[str], size: str):
@@ -318,7 +339,7 @@ def prepare_split(root: Path, catalogue: str | Path, limit: int | None = None) -
 
 def prepare_model(args: argparse.Namespace):
     "Split the catalogue below args.root and save the model into args.model, unless that is done."
-    save_random_model(args.model, read_catalogue(args.catalogue)[1], 'tiny' if args.tiny else 'vit-b-32')
+    save_random_model(args.model, read_catalogue(args.catalogue)[1], args.size)
     prepare_split(args.root, args.catalogue)
 
 

@@ -2,13 +2,15 @@
 
     python benchmarks/training_peers.py CATALOGUE [--batch-size 32 1024] [--seconds 60 | --steps 100] [--model FOLDER]
 
-CATALOGUE holds data.csv (image, description, display name, category) and data/*.jpg. --model holds a CLIPModel and
-its processor; without it, a ViT-B/32 with random weights and a tokenizer learned from the catalogue is created.
+CATALOGUE holds data.csv (image, description, display name, category) and data/*.jpg. --model holds a CLIP or SigLIP
+and its processor; without it, a model of --size (ViT-B/32) with random weights and a tokenizer learned from the
+catalogue is created.
 Nothing is downloaded. Each measurement runs in a process of its own and prints one record.
 
-plain loop: a Dataset that opens the JPEG with Pillow and augments it, CLIPProcessor on each batch in the workers
-(texts padded to 77 tokens), pinned memory, bf16 autocast, AdamW, cosine schedule, symmetric cross-entropy. Unlike
-many such loops it does not read the loss at each step, which would only slow it down.
+plain loop: a Dataset that opens the JPEG with Pillow and augments it, the model's processor on each batch in the
+workers (texts padded to 77 tokens, 64 for SigLIP), pinned memory, bf16 autocast, AdamW, cosine schedule, symmetric
+cross-entropy or, for SigLIP, its sigmoid loss. Unlike many such loops it does not read the loss at each step, which
+would only slow it down.
 
 sentence-transformers: SentenceTransformerTrainer on a datasets.Dataset of images and texts,
 MultipleNegativesRankingLoss in both directions (--cached N: the cached loss with mini-batches of N pairs), bf16,
@@ -38,8 +40,6 @@ from common import (
     read_catalogue,
     save_random_model,
 )
-
-MAX_TOKENS = 77
 
 
 class StepClock:
@@ -130,21 +130,21 @@ class Pairs:
 class Collate:
     "Makes a batch of tensors in a worker."
 
-    def __init__(self, processor):
-        self.processor = processor
+    def __init__(self, processor, tokens: int):
+        self.processor, self.tokens = processor, tokens
 
     def __call__(self, pairs):
         images, texts = (list(each) for each in zip(*pairs))
-        options = dict(padding='max_length', truncation=True, max_length=MAX_TOKENS)
+        options = dict(padding='max_length', truncation=True, max_length=self.tokens)
         return dict(self.processor(text=texts, images=images, return_tensors='pt', **options))
 
 
-def make_loader(args: Namespace, processor, pairs: Pairs, cuda: bool):
+def make_loader(args: Namespace, collate: Collate, pairs: Pairs, cuda: bool):
     "The DataLoader of the plain loop."
     from torch.utils.data import DataLoader
     options = dict(prefetch_factor=args.prefetch, persistent_workers=True) if args.workers else {}
     return DataLoader(pairs, args.batch_size[0], shuffle=True, drop_last=True, num_workers=args.workers,
-                      pin_memory=cuda, collate_fn=Collate(processor), **options)
+                      pin_memory=cuda, collate_fn=collate, **options)
 
 
 def endless(loader):
@@ -153,33 +153,42 @@ def endless(loader):
         yield from loader
 
 
-def plain_loop(args: Namespace, images: list[str], texts: list[str]) -> dict:
+def plain_loss(out, target, sigmoid: bool):
+    "The loss of a batch, as the papers of CLIP and SigLIP define it."
     import torch
-    from torch.nn.functional import cross_entropy
-    from transformers import CLIPModel, CLIPProcessor
+    from torch.nn.functional import cross_entropy, logsigmoid
+    if sigmoid:
+        sign = 2*torch.eye(len(target), device=target.device)-1
+        return -logsigmoid(sign*out.logits_per_image).sum(1).mean()
+    return (cross_entropy(out.logits_per_image, target)+cross_entropy(out.logits_per_text, target))/2
+
+
+def plain_loop(args: Namespace, images: list[str], texts: list[str]) -> dict:
+    "Train with the common loop."
+    import torch
+    from transformers import AutoModel, AutoProcessor
     cuda = torch.cuda.is_available()
     device = torch.device('cuda' if cuda else 'cpu')
-    processor = CLIPProcessor.from_pretrained(args.model)
-    model = CLIPModel.from_pretrained(args.model, dtype=torch.float32).to(device).train()
+    model = AutoModel.from_pretrained(args.model, dtype=torch.float32).to(device).train()
+    tokens, sigmoid = model.config.text_config.max_position_embeddings, hasattr(model, 'logit_bias')
     forward = torch.compile(model) if args.compile else model
     clock = StepClock(args)
     pairs = Pairs(images, texts, augmentation(model.config.vision_config.image_size))
-    loader = make_loader(args, processor, pairs, cuda)
+    loader = make_loader(args, Collate(AutoProcessor.from_pretrained(args.model), tokens), pairs, cuda)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-6)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=5*len(loader))
     target = torch.arange(clock.batch_size, device=device)
     for batch in endless(loader):
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
-            out = forward(**batch)
-            loss = (cross_entropy(out.logits_per_image, target)+cross_entropy(out.logits_per_text, target))/2
+            loss = plain_loss(forward(**batch), target, sigmoid)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         if clock.tick():
             break
-    return clock.report(model.config, MAX_TOKENS) | dict(loss=loss.item())
+    return clock.report(model.config, tokens) | dict(loss=loss.item())
 
 
 # ---- sentence-transformers
@@ -256,7 +265,7 @@ def main():
     parser.add_argument('--cached', type=int, metavar='N', help='mini-batch of the cached loss')
     args = parser.parse_args()
     if args.how == 'model':
-        save_random_model(args.model, read_catalogue(args.catalogue)[1], 'tiny' if args.tiny else 'vit-b-32')
+        save_random_model(args.model, read_catalogue(args.catalogue)[1], args.size)
         return
     if args.how:
         measure(args)

@@ -1,10 +1,15 @@
 r"""Speed and memory of train() of clip_ft from end to end: pixel cache, epochs, augmentation, metrics and checkpoints.
 
     python benchmarks/training_speed.py CATALOGUE [--batch-size 32 1024] [--epochs 5] [--model FOLDER] [--root FOLDER]
+    python benchmarks/training_speed.py CATALOGUE --size siglip-b-16 --once --plain
 
-CATALOGUE and --model are as in training_peers.py, which measures the peers. The catalogue is first copied and split
-below --root, which is not timed; existing files are reused. Each measurement runs in a process of its own and prints
-one record. The cache is "cold" in a first run, which decodes the images, and "warm" in all others.
+CATALOGUE, --model and --size are as in training_peers.py, which measures the peers. The catalogue is first copied and
+split below --root, which is not timed; existing files are reused. Each measurement runs in a process of its own and
+prints one record. The cache is "cold" in a first run, which decodes the images, and "warm" in all others; with --once
+the cold run is also the one at the first batch size. --plain adds the plain loop of training_peers.py.
+
+compiled tells whether the layers were compiled, replayed whether whole steps were recorded as CUDA graphs, which
+train() does on one device for models of the types clip and siglip (SigLIP 2 of fixed resolution is a siglip).
 
 seconds is the time of the call of train(), and pairs_per_second_from_start the pairs that it trained on, divided by
 that time. pairs_per_second counts only the steps, without metrics and checkpoints, and leaves out the first epoch if
@@ -15,6 +20,7 @@ training_peers.py, with the texts as wide as in the batches. On several GPUs, on
     torchrun --nproc-per-node 2 benchmarks/training_speed.py CATALOGUE --how warm --batch-size 2048 \
         --root FOLDER --model FOLDER
 """
+import os
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +28,19 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from common import device_use, forward_flops, load_parts, model_parser, now, prepare_model, prepared, print_record
+from common import (
+    device_use,
+    forward_flops,
+    load_parts,
+    model_parser,
+    now,
+    prepare_model,
+    prepared,
+    print_record,
+    read_catalogue,
+    usable_cores,
+)
+from training_peers import plain_loop
 
 
 class Watch:
@@ -30,7 +48,7 @@ class Watch:
 
     def __init__(self):
         from torch.optim.optimizer import register_optimizer_step_post_hook
-        self.first_step, self.epochs, self.widths, self.stages = None, [], [], {}
+        self.first_step, self.epochs, self.widths, self.stages, self.trainer = None, [], [], {}, {}
         self.hook = register_optimizer_step_post_hook(self.after_step)
 
     def after_step(self, *_):
@@ -52,11 +70,12 @@ class Watch:
         return timed
 
     def epoch(self, work: Callable) -> Callable:
-        "A wrapper of a function that records its time as that of an epoch."
-        def timed(*args, **kwargs):
+        "A wrapper of Trainer.train_epoch that records its time, and how the trainer takes its steps."
+        def timed(trainer, *args, **kwargs):
             start = now()
-            result = work(*args, **kwargs)
+            result = work(trainer, *args, **kwargs)
             self.epochs.append(now()-start)
+            self.trainer = dict(compiled=trainer.compiled, replayed=bool(trainer.recorded))
             return result
         return timed
 
@@ -115,18 +134,32 @@ def measure(args: Namespace) -> dict | None:
     return dict(
         batch_size=batch_size, products=len(products), epochs=len(watch.epochs), pairs_per_second=rate,
         pairs_per_second_from_start=pairs/seconds, seconds=seconds, epoch_seconds=watch.epochs,
-        seconds_to_first_step=watch.first_step-start, tokens=tokens, stages=watch.stages,
+        seconds_to_first_step=watch.first_step-start, tokens=tokens, stages=watch.stages, **watch.trainer,
         **device_use(rate*3*forward_flops(model.config, tokens), args.tflops))
 
 
+def measure_plain(args: Namespace) -> dict:
+    "The record of the plain loop."
+    os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # the workers of the loaders are forked
+    options = dict(steps=None, seconds=args.plain_seconds, warmup=10, prefetch=2, compile=False)
+    return plain_loop(Namespace(**vars(args) | options), *read_catalogue(args.catalogue))
+
+
 def main():
-    parser = model_parser(__doc__, ('prepare', 'cold', 'warm'))
+    parser = model_parser(__doc__, ('prepare', 'cold', 'warm', 'plain loop'))
     parser.add_argument('--batch-size', type=int, nargs='+', default=[32, 1024])
     parser.add_argument('--epochs', type=int, default=5)
     parser.add_argument('--root', type=Path, help='folder of data and checkpoints; default: a temporary folder')
+    parser.add_argument('--once', action='store_true', help='one run per batch size; the first decodes the images')
+    parser.add_argument('--plain', action='store_true', help='also measure the plain loop of training_peers.py')
+    parser.add_argument('--plain-seconds', type=float, default=10, help='length of the timed part of the plain loop')
+    parser.add_argument('--workers', type=int, default=usable_cores(), help='processes that load data, plain loop')
     args = parser.parse_args()
     if args.how == 'prepare':
         prepare_model(args)
+        return
+    if args.how == 'plain loop':
+        print_record(name=args.how, workers=args.workers, **measure_plain(args))
         return
     if args.how:
         found = measure(args)
@@ -134,10 +167,13 @@ def main():
             print_record(name='clip_ft', cache=args.how, **found)
         return
     with prepared(args) as (results, root, places):
-        if not any((root/'data'/'processed'/'pixels').glob('*.npy')):
-            results.measure(*places, '--batch-size', args.batch_size[0], '--how', 'cold')
-        for batch_size in args.batch_size:
-            results.measure(*places, '--batch-size', batch_size, '--how', 'warm')
+        cold = not any((root/'data'/'processed'/'pixels').glob('*.npy'))
+        runs = [('warm', batch_size) for batch_size in args.batch_size]
+        if cold:
+            runs = [('cold', args.batch_size[0]), *runs[args.once:]]
+        runs += [('plain loop', batch_size) for batch_size in args.batch_size if args.plain]
+        for how, batch_size in runs:
+            results.measure(*places, '--batch-size', batch_size, '--how', how)
 
 
 if __name__ == '__main__':

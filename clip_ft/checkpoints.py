@@ -7,7 +7,9 @@ __all__ = ['SHARED_NOTES', 'weights_hash', 'save_checkpoint', 'read_checkpoint',
            'interpolate_weights', 'Snapshots', 'run_fingerprint', 'on_cpu', 'catch_interrupt']
 
 # %% ../nbs/34_checkpoints.ipynb #7e5ae32d
+import codecs
 import json
+import numpy as np
 import os
 import pandas as pd
 import signal
@@ -53,8 +55,35 @@ def save_checkpoint(
         torch.save(dict(model_state_dict=state, **extra), file)  # given a path, it hides errors of the disk
 
 # %% ../nbs/34_checkpoints.ipynb #d4067be8
+_WEIGHT_KEYS = ('model_state_dict', 'state_dict', 'model')  # where programs store the weights
+_PREFIXES = ('module.', '_orig_mod.', 'model.')  # of wrappers around a model
+_NUMPY = [np.dtype, np.ndarray, *{type(np.dtype(code)) for code in '?bBhHiIlLqQefd'}, (codecs.encode, '_codecs.encode'),
+          *((function, f'numpy.{core}.multiarray.{function.__name__}') for core in ('core', '_core')
+            for function in (np._core.multiarray.scalar, np._core.multiarray._reconstruct))]
+
+
+def _plain_names(weights: dict) -> dict:
+    "Weights under the names of the plain model."
+    weights = {str(name): value for name, value in weights.items()}
+    for prefix in _PREFIXES*2:
+        if weights and all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights
+
+
+def _split_weights(checkpoint: Any, path: str | Path) -> dict:
+    "A checkpoint in the form of save_checkpoint. Raises InputError if it contains no weights."
+    for key in _WEIGHT_KEYS:
+        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
+            others = {name: value for name, value in checkpoint.items() if name != key}
+            return others | dict(model_state_dict=_plain_names(checkpoint[key]))
+    if not isinstance(checkpoint, dict) or not all(isinstance(value, torch.Tensor) for value in checkpoint.values()):
+        raise InputError(f"The checkpoint {path} has no 'model_state_dict'.")
+    return dict(model_state_dict=_plain_names(checkpoint))
+
+
 def read_checkpoint(
-    path: str | Path,  # file written by save_checkpoint
+    path: str | Path,  # file written by save_checkpoint, or by torch.save
 ) -> dict:  # has the key 'model_state_dict'; all tensors are on the CPU
     "Read a checkpoint without running code from it. Raises InputError if it is missing, unsafe or damaged."
     if not os.path.isfile(path):
@@ -63,7 +92,8 @@ def read_checkpoint(
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 check_zip(archive)
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY):
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except InputError:
         raise
     except UnpicklingError:
@@ -72,9 +102,7 @@ def read_checkpoint(
     except Exception as error:  # a damaged file can raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f'The checkpoint {path} is damaged: {reason}') from None
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get('model_state_dict'), dict):
-        raise InputError(f"The checkpoint {path} has no 'model_state_dict'.")
-    return checkpoint
+    return _split_weights(checkpoint, path)
 
 # %% ../nbs/34_checkpoints.ipynb #6175c89b
 def _differences(state: dict, other: dict) -> list[str]:
@@ -84,13 +112,14 @@ def _differences(state: dict, other: dict) -> list[str]:
 
 
 def load_checkpoint(
-    path: str | Path,  # file written by save_checkpoint
+    path: str | Path,  # file written by save_checkpoint, or by torch.save
     model: torch.nn.Module,  # model of the same architecture; unchanged if the checkpoint does not fit
 ) -> dict:  # the other entries of the checkpoint
     "Load the weights of a checkpoint into a model. Raises InputError if they do not fit."
     checkpoint = read_checkpoint(path)
-    weights = checkpoint.pop('model_state_dict')
-    if wrong := _differences(model.state_dict(), weights):
+    expected, weights = model.state_dict(), checkpoint.pop('model_state_dict')
+    weights = {name: value for name, value in weights.items() if name in expected or not name.endswith('position_ids')}
+    if wrong := _differences(expected, weights):
         message = f'{len(wrong)} weights differ, such as {wrong[0]}.'
         raise InputError(f'The checkpoint {path} belongs to another architecture: {message}')
     model.load_state_dict(weights)

@@ -33,13 +33,13 @@ class ResizeSpec:
     "Parameters of resizing an image to a square. Equal parameters make equal objects, which share a pixel cache."
     size: int  # edge of the square, in pixels
     shortest_edge: int | None = None  # shortest edge after resizing, before cropping, in pixels; None: same as size
-    center_crop: bool = True  # True: keep the proportions and crop the center (CLIP); False: distort (SigLIP)
+    center_crop: bool = True  # True: keep the proportions (CLIP); False: distort (SigLIP). The center is cropped
     resample: int = Image.Resampling.BICUBIC.value  # resampling filter of Pillow
 
     def __post_init__(self) -> None:
         if not isinstance(self.size, int) or self.size <= 0:
             raise InputError(f'The size of an image must be a positive integer, not {self.size!r}.')
-        edge = int(self.shortest_edge or self.size) if self.center_crop else self.size
+        edge = int(self.shortest_edge or self.size) if self.center_crop else max(self.size, self.shortest_edge or 0)
         vars(self).update(shortest_edge=edge, center_crop=bool(self.center_crop), resample=int(self.resample))
 
     @property
@@ -53,16 +53,16 @@ class ResizeSpec:
     ) -> 'ResizeSpec':
         "Read the parameters of a processor. Raises InputError if its output is not square."
         p = getattr(processor, 'image_processor', processor)
-        size, crop = dict(p.size), dict(getattr(p, 'crop_size', None) or {})
-        final = crop if getattr(p, 'do_center_crop', False) else size
-        height = final.get('height') or final.get('shortest_edge')
-        if not height or height != (final.get('width') or height):
-            raise InputError(f'The input size of this model is {final}; only square inputs are supported.')
-        return cls(int(height), size.get('shortest_edge'), size.get('shortest_edge') is not None, p.resample)
+        size = {name: edge for name, edge in dict(p.size).items() if edge}
+        final = dict(p.crop_size) if getattr(p, 'do_center_crop', False) else size
+        for shape in (size, final):
+            height = shape.get('height') or shape.get('shortest_edge')
+            if not height or height != (shape.get('width') or height):
+                raise InputError(f'The input size of this model is {shape}; only square inputs are supported.')
+        return cls(int(height), size.get('shortest_edge') or size['height'], 'height' not in size, p.resample)
 
 # %% ../nbs/20_dataset.ipynb #bf934f1e
 _MAX_RESIZED = 2**24  # pixels after resizing; images that would have more are cut first
-
 
 def read_pixels(
     image: str | Path | BinaryIO | Image.Image,  # path, file object or Pillow image
@@ -70,28 +70,28 @@ def read_pixels(
 ) -> np.ndarray:  # uint8 [3, size, size], RGB
     "Decode and resize an image like the processor of the model. Raises ImageError if it cannot be decoded."
     decoded = open_image(image, size=spec.resized_edge)
-    resized = _center_crop(decoded, spec) if spec.center_crop else _distort(decoded, spec)
-    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
+    resized = _in_proportion(decoded, spec) if spec.center_crop else _distort(decoded, spec)
+    left, top = ((side-spec.size)//2 for side in resized.size)
+    cropped = resized.crop((left, top, left+spec.size, top+spec.size))
+    return np.ascontiguousarray(np.asarray(cropped).transpose(2, 0, 1))
 
 
-def _center_crop(image: Image.Image, spec: ResizeSpec) -> Image.Image:
-    "Resize the shortest edge and crop the center."
+def _in_proportion(image: Image.Image, spec: ResizeSpec) -> Image.Image:
+    "Resize the shortest edge."
     width, height = (int(spec.resized_edge*side/min(image.size)) for side in image.size)
     if width*height > _MAX_RESIZED:
         longest = 8*min(image.size)
         across, down = (max(0, side-longest)//2 for side in image.size)
         image = image.crop((across, down, image.width-across, image.height-down))
         width, height = (int(spec.resized_edge*side/min(image.size)) for side in image.size)
-    left, top = (width-spec.size)//2, (height-spec.size)//2
-    resized = image.resize((width, height), spec.resample)
-    return resized.crop((left, top, left+spec.size, top+spec.size))
+    return image.resize((width, height), spec.resample)
 
 
 def _distort(image: Image.Image, spec: ResizeSpec) -> Image.Image:
     "Resize to a square without keeping the proportions."
-    if image.height*spec.size > _MAX_RESIZED:  # Pillow resizes rows first, which would widen a narrow image
-        image = image.resize((image.width, spec.size), spec.resample)
-    return image.resize((spec.size, spec.size), spec.resample)
+    if image.height*spec.resized_edge > _MAX_RESIZED:  # Pillow resizes rows first, which would widen a narrow image
+        image = image.resize((image.width, spec.resized_edge), spec.resample)
+    return image.resize((spec.resized_edge, spec.resized_edge), spec.resample)
 
 # %% ../nbs/20_dataset.ipynb #19bbca6c
 def pixel_blocks(

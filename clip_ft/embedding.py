@@ -306,7 +306,7 @@ def embed_main(argv: list[str] | None = None) -> None:
     load_split(paths)  # reports a missing split before a model is loaded
     cpu = open_device(args.device).type == 'cpu'
     state = PartialState(cpu=cpu, timeout=timedelta(hours=6))  # gives each process its own device
-    model, processor = load_model(args.model or paths.best_model, args.device)
+    model, processor = load_model(args.model or paths.best_model, args.device, state.is_main_process)
     data = embed_catalogue(model, processor, paths, np.float16 if args.float16 else np.float32)
     if state.is_main_process:
         count, dimension = data['embeddings'].shape

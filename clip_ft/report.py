@@ -162,7 +162,7 @@ def _open_models(args: Namespace, paths: Paths, train_products: pd.DataFrame) ->
     models: dict[str, tuple[Any, Any]] = {}
     if base not in (None, '', 'none'):
         models['before'] = open_model(base, train_products['full_text'], args.device)
-    models['after'] = load_model(args.model or paths.best_model, args.device)
+    models['after'] = load_model(args.model or paths.best_model, args.device, verbose=False)
     return models
 
 

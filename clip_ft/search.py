@@ -131,7 +131,7 @@ class Searcher:
     ) -> 'Searcher':
         "Load the model and the embeddings of a project."
         data = load_embeddings(paths.embeddings)
-        model, processor = load_model(paths.best_model, device)
+        model, processor = load_model(paths.best_model, device, verbose=False)
         return cls(model, processor, data, image_folder(catalogue_folder(paths), data['dataframe']))
 
     def __len__(self) -> int: return len(self.index)

@@ -178,7 +178,7 @@ def search_main(argv: list[str] | None = None) -> None:
     data = load_embeddings(paths.embeddings)
     read_where(options['where'], ['image', *data['dataframe'].columns])
     image_dir = image_folder(catalogue_folder(paths), data['dataframe'])
-    model, processor = load_model(args.model or paths.best_model, args.device)
+    model, processor = load_model(args.model or paths.best_model, args.device, verbose=False)
     searcher = Searcher(model, processor, data, image_dir)
     if not asked:
         return prompt(searcher, args.top_k, paths.root/'.search_history', **options)

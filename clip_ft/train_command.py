@@ -37,10 +37,11 @@ def open_model(
     name: str,  # name on the hub, folder, or 'tiny'
     texts: Iterable[str],  # texts of the training products; the tiny model learns its tokenizer from them
     device: str | torch.device | None = None,  # None: the fastest device of this machine
+    verbose: bool = False,  # print what a model that is loaded reads
 ) -> tuple[Any, Any]:  # model and processor
     "Load a model, or create a tiny_model if the name is 'tiny'."
     if name != 'tiny':
-        return load_model(name, device)
+        return load_model(name, device, verbose)
     model, processor = tiny_model(texts)
     return model.to(open_device(device)), processor
 
@@ -54,7 +55,7 @@ def demo_run(
         train_products, test_products = preprocess(paths)
         model, processor = open_model('tiny', train_products.full_text)
         train(model, processor, train_products, test_products, image_folder(folder), paths, demo_config())
-    return load_model(paths.best_model)
+    return load_model(paths.best_model, verbose=False)
 
 # %% ../nbs/44_train_command.ipynb #5cf1bde7
 def _weight(text: str) -> tuple[str, float]:
@@ -126,7 +127,7 @@ def train_main(argv: list[str] | None = None) -> None:
     train_products, test_products = load_split(paths)
     cpu = open_device(args.device).type == 'cpu'
     process = PartialState(cpu=cpu, timeout=timedelta(hours=6))  # others wait while the first one decodes and measures
-    model, processor = open_model(args.model, train_products.full_text, args.device)
+    model, processor = open_model(args.model, train_products.full_text, args.device, process.is_main_process)
     image_dir = image_folder(catalogue_folder(paths), train_products)
     history = train(model, processor, train_products, test_products, image_dir, paths, config, args.fresh)
     if process.is_main_process:

@@ -15,7 +15,7 @@ from clip_ft.checkpoints import Snapshots
 from clip_ft.core import Paths, temporary_path
 from clip_ft.train_command import train_main
 
-KILLS, EPOCHS, STEPS = 20, 12, 60     # five steps per epoch
+KILLS, EPOCHS, STEPS = 8, 6, 30      # five steps per epoch
 # With these settings a snapshot has to hold everything that it can hold: optimizer, schedule, order of the batches,
 # embeddings of the products, moving average, best epoch.
 SETTINGS = ['--model', 'tiny', '--device', 'cpu', '--epochs', EPOCHS, '--patience', EPOCHS, '--lr', 3e-4,
@@ -94,7 +94,7 @@ def kill_once(root, start, number, rng):
     "Start the run and kill it at a random moment; return the steps that it got further, and if it was in a write."
     before, torn = last_step(root), partly_written(root)
     process, log = start(root, '--save-minutes', 0)
-    starting = number % 5 == 4                # every fifth is killed while it starts, the others while they train
+    starting = number % 4 == 3                # every fourth is killed while it starts, the others while they train
     share = (STEPS-8-before)/(KILLS-number)
     if not starting:
         wait_for(lambda: 'Epoch' in log.read_text(), process)
@@ -116,7 +116,7 @@ def kill_once(root, start, number, rng):
     return last_step(root)-before, bool(partly_written(root)-torn)
 
 
-def test_killed_20_times(split_shop, straight, start):
+def test_killed_at_random_moments(split_shop, straight, start):
     root, rng = copy(split_shop, split_shop.parent/'killed'), random.Random(0)
     steps, in_writes = zip(*(kill_once(root, start, number, rng) for number in range(KILLS)), strict=True)
     output = finish(start(root, '--save-minutes', 0))

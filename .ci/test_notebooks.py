@@ -1,0 +1,20 @@
+"""nbdev_test, with shells that do not clean up at exit.
+
+Each notebook runs in an IPython shell of its own. At exit, every shell would collect the garbage of the whole process,
+which takes minutes for all notebooks together; until then it would keep the variables of its notebook.
+"""
+import atexit
+
+from execnb.shell import CaptureShell
+from nbdev.test import nbdev_test
+
+create = CaptureShell.__init__
+
+
+def create_without_cleanup(self, *args, **kwargs):
+    create(self, *args, **kwargs)
+    atexit.unregister(self.atexit_operations)
+
+
+CaptureShell.__init__ = create_without_cleanup
+nbdev_test()
