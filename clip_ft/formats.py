@@ -148,28 +148,23 @@ def _image_processor(
         return CLIPImageProcessor(size=dict(shortest_edge=size), crop_size=square, **options)
 
 # %% ../nbs/30_formats.ipynb #3391436a
-def _clean_steps(clean: str) -> list:
-    "Normalizers that clean a text as open_clip does."
-    steps = [normalizers.Replace(Regex(r'\s+'), ' '), normalizers.Strip()]
-    if clean != 'whitespace':
-        steps.insert(0, normalizers.Lowercase())
-    if clean == 'canonicalize':
-        punctuation = Regex(r'[!-/:-@\[-`{-~]')  # string.punctuation of Python
-        steps[:0] = [normalizers.Replace('_', ' '), normalizers.Replace(punctuation, '')]
-    return steps
-
-
 _CLEANED = dict(whitespace='A_b, C', lower='a_b, c', canonicalize='a b c')  # the text 'A_b,  C ' after cleaning
+_PUNCTUATION = r'[!-/:-@\[-`{-~]'  # string.punctuation of Python
 
 
 def _add_cleaning(tokenizer: Any, clean: Any) -> None:
     "Put the cleaning of texts before the steps of a tokenizer, unless it does the same already."
     if clean not in _CLEANED:
         raise InputError(f'{CONFIG_FILE} asks for texts to be cleaned in an unknown way ({clean!r}).')
-    if tokenizer('A_b,  C ')['input_ids'] == tokenizer(_CLEANED[clean])['input_ids']:
+    backend = getattr(tokenizer, 'backend_tokenizer', None)  # SiglipTokenizer has none, and cleans texts itself
+    if backend is None or tokenizer('A_b,  C ')['input_ids'] == tokenizer(_CLEANED[clean])['input_ids']:
         return
-    steps = [*_clean_steps(clean), *filter(None, [tokenizer.backend_tokenizer.normalizer])]
-    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(steps)
+    steps = [normalizers.Replace(Regex(r'\s+'), ' '), normalizers.Strip(), *filter(None, [backend.normalizer])]
+    if clean != 'whitespace':
+        steps.insert(0, normalizers.Lowercase())
+    if clean == 'canonicalize':
+        steps[:0] = [normalizers.Replace('_', ' '), normalizers.Replace(Regex(_PUNCTUATION), '')]
+    backend.normalizer = normalizers.Sequence(steps)
 
 # %% ../nbs/30_formats.ipynb #12331f63
 def _tokenizer_folder(folder: Path, text_cfg: dict[str, Any]) -> Path:
@@ -286,7 +281,9 @@ def open_clip_folder(
 ) -> Path | None:  # folder that read_open_clip reads; None if transformers reads the model by itself
     "Find the open_clip checkpoint with a name, and download it if necessary."
     if Path(name).is_dir():
-        return Path(name) if is_open_clip(name) else None
+        others = [*Path(name).glob('model*.safetensors*'), *Path(name).glob('pytorch_model*.bin*')]
+        has_weights = any((Path(name)/weights).is_file() for weights in WEIGHTS_FILES[:2])
+        return Path(name) if is_open_clip(name) or (has_weights and not others) else None
     small = ['config.json', CONFIG_FILE, *TOKENIZER_FILES]
     try:
         with quiet():

@@ -226,7 +226,8 @@ def _check_sizes(part: str, stated: dict[str, Any], sizes: dict[str, Any]) -> No
         if isinstance(value, list) and len(set(map(str, value))) == 1:  # height and width
             value = value[0]
         if field == 'mlp_ratio' and isinstance(value, int | float):  # rounded by open_clip
-            value = size if 0 <= (value - size)*sizes['width'] < 1 else value
+            width, possible = sizes['width'], 0 < value < 1e6
+            value = size if possible and int(width*value) == round(width*size) else value
         if value is not None and (isinstance(value, bool) or value != size):
             raise InputError('The weights do not fit the description of the model: '
                              f'{part}.{field} is {value!r}, and the weights have {size:.6g}.')

@@ -109,7 +109,9 @@ def test_other_layouts(tmp_path):
 
 def test_transformers_keeps_what_it_can_read(tmp_path):
     folder = copied('clip', tmp_path/'both', config=dict(model_type='clip', text_config={}, vision_config={}))
-    assert not is_open_clip(folder) and open_clip_folder(folder) is None
+    assert not is_open_clip(folder) and open_clip_folder(folder) == folder  # the weights of transformers are missing
+    (folder/'model.safetensors').touch()
+    assert open_clip_folder(folder) is None
     assert not is_open_clip(tmp_path) and open_clip_folder('no/such/name') is None
 
 
