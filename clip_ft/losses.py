@@ -79,7 +79,8 @@ def model_loss(
 ) -> torch.Tensor:  # scalar
     "The sigmoid loss for a model with a logit bias (SigLIP), the contrastive loss for all others."
     device = image_embeds.device
-    scale, bias = model.logit_scale.exp().to(device), getattr(model, 'logit_bias', None)
+    scale = model.logit_scale.exp() if hasattr(model, 'logit_scale') else 1/model.temperature  # the latter is ALIGN's
+    scale, bias = scale.to(device), getattr(model, 'logit_bias', None)
     if bias is None:
         return contrastive_loss(image_embeds, text_embeds, scale, groups, rows)
     return sigmoid_loss(image_embeds, text_embeds, scale, bias.to(device), groups, rows)

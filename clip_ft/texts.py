@@ -36,9 +36,9 @@ class TextSpec:
         tokenizer, name = getattr(processor, 'tokenizer', processor), type(processor).__name__
         options = dict(getattr(processor, 'text_kwargs', {})) | getattr(tokenizer, 'init_kwargs', {})
         length = min(tokenizer.model_max_length, options.get('max_length') or _UNLIMITED, _UNLIMITED)
-        no_mask = name.startswith('Siglip')  # transformers leaves the padding to those who call this processor
-        spec = cls(length, no_mask or options.get('padding') == 'max_length', tokenizer.pad_token_id,
-                   tokenizer.padding_side == 'left')
+        stated = options.get('padding') == 'max_length' and 'attention_mask' not in tokenizer.model_input_names
+        unstated = name.startswith('Siglip')  # transformers leaves the padding to those who call this processor
+        spec = cls(length, stated or unstated, tokenizer.pad_token_id, tokenizer.padding_side == 'left')
         if spec.pad_to_length and length == _UNLIMITED:
             raise InputError(f'The tokenizer of this {name} does not state to which length texts are padded: '
                              'load it with load_model, or set its model_max_length.')

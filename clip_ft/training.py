@@ -28,7 +28,7 @@ from .core import InputError, Paths, printable
 from .data import image_paths, split_products
 from .dataset import PixelCache, ResizeSpec, to_device
 from .encode import embed_images, embed_texts
-from .fast import CompiledLayers, InferenceModel, RecordedStep, autocast_dtype, can_compile
+from .fast import CompiledLayers, InferenceModel, RecordedStep, autocast_dtype, can_compile, can_record
 from .history import History, memory_gb
 from .locks import stage_lock
 from .losses import embedding_gradients, gather_rows, hard_negative_batches, model_loss
@@ -136,7 +136,7 @@ def _prepare_model(self: Trainer) -> None:
     if config.freeze_vision or config.freeze_text:
         freeze_early_layers(model, config.freeze_vision, config.freeze_text)
     self.dtype, scale_loss = autocast_dtype(model)
-    record = self.compiled and self.world == 1 and not scale_loss and model.config.model_type in ('clip', 'siglip')
+    record = self.compiled and self.world == 1 and not scale_loss and can_record(model)
     steps = self.steps_per_epoch*config.epochs
     self.optimizer = ScheduledAdamW(model, config.lr, steps, config.warmup, config.weight_decay, config.layer_decay,
                                     config.grad_clip, config.ema, scale_loss, capturable=record)
@@ -388,6 +388,9 @@ def train(
 ) -> pd.DataFrame:  # one row per epoch: epoch, step, lr, logit_scale, train_, val_ and test_ metrics, kept
     "Fine-tune a model; it ends with the weights of the best epoch. Raises InputError for unusable data or settings."
     config, device = config or TrainConfig(), model_device(model)
+    if not hasattr(model, 'logit_scale'):
+        raise InputError(f'A model of the type {model.config.model_type} has no logit scale and cannot be trained; '
+                         'CLIP, SigLIP, MetaCLIP 2, AltCLIP, Chinese-CLIP and VisionTextDualEncoder can.')
     if len(train_products) < 4 or len(test_products) < 2:
         found = f'not {len(train_products)} and {len(test_products)}'
         raise InputError(f'Training needs at least 4 products to train on and 2 to test on, {found}.')

@@ -17,18 +17,22 @@ import transformers
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, AutoProcessor
 
 from clip_ft.core import Paths
 from clip_ft.data import load_split, preprocess
 from clip_ft.embedding import embed_main
 from clip_ft.encode import embed_images, embed_texts
+from clip_ft.fast import CompiledLayers, can_record, half_copy
 from clip_ft.history import History
 from clip_ft.inputs import ModelInputs
-from clip_ft.model import load_model, save_model, tiny_model
+from clip_ft.losses import model_loss
+from clip_ft.model import image_features, load_model, save_model, text_features, tiny_model
 from clip_ft.report import evaluate_main
 from clip_ft.search_command import search_main
 from clip_ft.sources import get_data
+from clip_ft.texts import Tokens
 from clip_ft.train_command import train_main
 
 TOWER = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=2)
@@ -236,6 +240,37 @@ def saved_again(model, processor, best):
     np.testing.assert_allclose(found, embed_texts(tuned, tuned_processor, TEXTS), atol=1e-5)
 
 
+class Waits(TorchDispatchMode):
+    "Collects operations that read a value from the device, for which a CUDA graph cannot be recorded."
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function._schema.name in ('aten::_local_scalar_dense', 'aten::nonzero', 'aten::masked_select'):
+            self.found.append(function._schema.name)
+        return function(*args, **(kwargs or {}))
+
+
+def check_fast_versions(model, processor, images, expected):
+    "A step that never waits, a 16-bit copy, and layers that can be compiled and restored."
+    tokens, pixels = Tokens(processor, TEXTS[:3])[[0, 1, 2]], torch.rand(3, 3, 64, 64)
+    with Waits() as waits:
+        model_loss(model, image_features(model, pixels), text_features(model, tokens)).backward()
+    assert can_record(model) and not waits.found
+    model.zero_grad()
+    half = half_copy(model)
+    dtypes = {p.dtype for name, p in half.named_parameters() if not name.startswith('logit_')}
+    assert dtypes == {torch.float16}
+    for embeds, plain in zip((embed_images(half, processor, images, progress=False),
+                              embed_texts(half, processor, TEXTS)), expected):
+        assert ((embeds*plain).sum(1) > .999).all()
+    names, compiled = list(model.state_dict()), CompiledLayers(model)
+    assert (len(compiled.layers), len(compiled.hooks)) == (4, 1)
+    compiled.close()
+    assert list(model.state_dict()) == names and not any(m._forward_pre_hooks for m in model.modules())
+
+
 @pytest.mark.parametrize('family', FAMILIES)
 def test_family(family, small_shop, tmp_path, run, monkeypatch):
     monkeypatch.setattr(History, 'plot', lambda self: None)  # takes a second, and is the same for all
@@ -250,6 +285,7 @@ def test_family(family, small_shop, tmp_path, run, monkeypatch):
     images, expected = odd_images(), reference(folder, family, TEXTS, odd_images())
     np.testing.assert_allclose(embed_images(model, processor, images, progress=False), expected[0], atol=1e-5)
     np.testing.assert_allclose(embed_texts(model, processor, TEXTS), expected[1], atol=1e-5)
+    check_fast_versions(model, processor, images, expected)
     done.append(STEPS[1])
 
     if 'variant' in family:
@@ -269,6 +305,31 @@ def test_family(family, small_shop, tmp_path, run, monkeypatch):
     run(evaluate_main, '--root', copy, '--device', 'cpu', '--base', 'none')
     assert len(json.loads(run(search_main, '--root', copy, 'Blue JEANS', '--json', '--device', 'cpu'))) == 5
     done.append(STEPS[4])
+
+
+def test_without_logit_scale(small_shop, tmp_path, run):
+    "ALIGN embeds and searches; it is not trained."
+    root, texts = small_shop
+    tokenizer = bert_tokenizer(texts, 64)
+    text = dict(TOWER, vocab_size=len(tokenizer), max_position_embeddings=64)
+    vision = dict(image_size=64, hidden_dim=24, depthwise_padding=[], width_coefficient=.1, depth_coefficient=.1)
+    images = transformers.EfficientNetImageProcessor(
+        size=dict(height=72, width=72), crop_size=dict(height=64, width=64), do_center_crop=True, resample=2,
+        include_top=False)
+    model = transformers.AlignModel(transformers.AlignConfig(
+        text_config=text, vision_config=vision, projection_dim=32)).eval()
+    for module in model.modules():
+        module.momentum = 1.  # random layers shrink their input; normalization takes its statistics from one batch
+    with torch.no_grad():
+        model.train().get_image_features(torch.rand(8, 3, 64, 64))
+    folder = tmp_path/'align'
+    for part in (model, transformers.AlignProcessor(images, tokenizer)):
+        part.save_pretrained(folder)
+    assert 'ALIGN' in run(embed_main, '--root', shutil.copytree(root, tmp_path/'root'), '--model', folder)
+    printed = run(search_main, '--root', tmp_path/'root', 'blue jeans', '--model', folder)
+    assert 'score' in printed and 'ALIGN' not in printed
+    run(evaluate_main, '--root', tmp_path/'root', '--model', folder)
+    assert 'no logit scale' in run(train_main, '--root', tmp_path/'root', '--model', folder, refused=True)
 
 
 def test_table(capsys):
