@@ -4,9 +4,9 @@
 
 A ViT-B/32 with random weights, which costs as much as a trained one, is exported with save_onnx. Each tower then embeds
 batches of images, or of texts of --tokens tokens, with one thread per core: in PyTorch, in inference mode, and in
-onnxruntime. The implementations take turns in each round, so that other programs slow down all of them alike; the
-first call of each is not timed. The file sizes and the lowest cosine between the vectors of an ONNX tower and those of PyTorch
-are recorded as well; with 8 bits, the cosine of trained weights differs from that of these random ones.
+onnxruntime. The implementations take turns in each round, so that other programs slow down all of them alike; the first
+call of each is not timed. The records also hold the file sizes and the lowest cosine between the vectors of an ONNX
+tower and those of PyTorch; with 8 bits, the cosine of trained weights differs from that of these random ones.
 """
 import tempfile
 from argparse import Namespace

@@ -126,7 +126,7 @@ def load_checkpoint(
     return checkpoint
 
 # %% ../nbs/34_checkpoints.ipynb #cea4e207
-SHARED_NOTES = ('base', 'split', 'epoch', 'step', 'logit_scale')  # in best_model.pt and in best_model/
+SHARED_NOTES = ('base', 'split', 'products', 'config', 'epoch', 'step', 'logit_scale')  # also in best_model/
 
 
 def save_best(

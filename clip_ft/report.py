@@ -27,6 +27,7 @@ from .evaluation import Evaluation, compare, evaluate, overview
 from .kagl import kagl, kagl_report, whole_catalogue
 from .locks import stage_lock
 from .model import load_model, read_notes
+from .model_card import CARD_FILE, save_evaluation, write_card
 from .plots import before_after, contact_sheet, plot_confusion, plot_hit_rate, plot_ranks
 from .queries import QuerySet, read_queries
 from .rendering import data_url, render_template, static_file
@@ -228,6 +229,20 @@ def _evaluate_splits(models, train_products, test_products, image_dir):
     return evaluations
 
 
+def _store_evaluation(paths: Paths, evaluations: dict[str, Any], processor: Any, notes: dict[str, Any]) -> None:
+    "Store the results in the folder of the model, unless training has replaced it, and renew its card."
+    tables = {name: evaluations[part].retrieval for name, part in
+              {'before': 'before, test', 'after': 'test'}.items() if part in evaluations}
+    if read_notes(paths.best_model) != notes:
+        return print(f'{printable(paths.best_model)} was replaced in the meantime: the results were not stored in it.')
+    try:
+        save_evaluation(paths.best_model, tables, len(evaluations['test'].products))
+        if not write_card(paths.best_model, processor):
+            print(f'{printable(paths.best_model/CARD_FILE)} was edited, and kept; delete it to have it written again.')
+    except OSError as error:  # the results have been printed, and the folder may be write-protected on purpose
+        print(printable(f'The results were not stored in {paths.best_model}: {error.strerror}.'))
+
+
 def _print_evaluations(evaluations: dict[str, Any], n_queries: int) -> None:
     recipe = pd.concat({name: evaluation.recipe['value'] for name, evaluation in evaluations.items()}, axis=1)
     print(recipe.to_string(float_format='{:.4f}'.format), '\n')
@@ -257,6 +272,7 @@ def _evaluate(args: Namespace, paths: Paths) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always', UserWarning)
         leaked = leaks(train_products, test_products)
+    notes = read_notes(args.model or paths.best_model)
     models = _open_models(args, paths, train_products)
     evaluations = _evaluate_splits(models, train_products, test_products, image_dir)
     _print_evaluations(evaluations, len(test_products))
@@ -264,6 +280,8 @@ def _evaluate(args: Namespace, paths: Paths) -> None:
     for message in (*(warning.message for warning in caught), split_warning):
         if message:
             print(f'Warning: {printable(message)}')
+    if args.model is None:
+        _store_evaluation(paths, evaluations, models['after'][1], notes)
     if own_queries:
         _evaluate_own_queries(own_queries, everything, image_dir, models)
     if args.report:

@@ -34,6 +34,7 @@ from .locks import stage_lock
 from .losses import embedding_gradients, gather_rows, hard_negative_batches, model_loss
 from .metrics import Gallery, METRICS, batch_hits, measure
 from .model import image_features, model_device, text_features
+from .model_card import write_card
 from .optimizer import ScheduledAdamW, lr_at
 from .parameters import add_lora, freeze_early_layers, merged_state_dict
 from .splits import split_digest
@@ -100,8 +101,7 @@ class Trainer:
     ) -> None:
         self.model: Any = model
         self.processor, self.config, self.paths, self.test = processor, config, paths, test
-        self.split = split_digest(products)
-        self.device = model_device(model)
+        self.split, self.device = split_digest(products), model_device(model)
         self.world, self.main = PartialState().num_processes, PartialState().is_main_process
         self.fingerprint = run_fingerprint(config, model, cache, products, ignore=SAME_RESULT)
         self.compiled = config.compile and can_compile(self.device)
@@ -203,8 +203,7 @@ def compute(self: Trainer, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.no_grad():
         image_embeds, text_embeds = gather_rows(torch.cat(embeds, 1)).chunk(2, 1)
         clip_score = 100*(image_embeds*text_embeds).sum(1).clamp(min=0).mean()
-        metrics = torch.stack([loss, clip_score, batch_hits(image_embeds, text_embeds)])
-        return metrics, (image_embeds+text_embeds)/2
+        return torch.stack([loss, clip_score, batch_hits(image_embeds, text_embeds)]), (image_embeds+text_embeds)/2
 
 # %% ../nbs/43_training.ipynb #2ab18a12
 @patch
@@ -253,7 +252,8 @@ def measure_epoch(self: Trainer, epoch: int, train_metrics: dict) -> None:
                 record |= {f'{part}_{name}': value for name, value in metrics.items()}
         if self.history.improves(record):
             weights = on_cpu(merged_state_dict(self.model))
-            notes = dict(config=asdict(config), base=self.model.name_or_path, split=self.split, **record)
+            counts = [len(self.batches), *(len(part.groups) if part else 0 for part in (self.val, self.test))]
+            notes = dict(record, config=asdict(config), base=self.model.name_or_path, split=self.split, products=counts)
             self.snapshots.submit(save_best, self.paths, self.model, self.processor, weights, notes)
     self.history.add(record)
 
@@ -308,8 +308,7 @@ def train_epoch(self: Trainer, epoch: int) -> dict[str, float]:  # means of loss
             self.totals += self.train_step(self.order[i])
             bar.update(size)
             if i % 50 == 0 or i == steps-1:
-                loss, memory = self.totals[0].item()/(i+1), memory_gb(self.device)
-                bar.set_postfix(loss=f'{loss:.3f}', memory=f'{memory:.1f} GB')
+                bar.set_postfix(loss=f'{self.totals[0].item()/(i+1):.3f}', memory=f'{memory_gb(self.device):.1f} GB')
             if i < steps-1:
                 self.stop_if_interrupted()
                 if time.monotonic()-self.snapshot_time > 60*config.save_minutes:
@@ -372,6 +371,7 @@ def fit(self: Trainer, fresh: bool = False) -> pd.DataFrame:  # history, one row
             load_checkpoint(self.paths.best_checkpoint, self.model)
     if self.main:
         self.history.plot()
+        write_card(self.paths.best_model, self.processor)
         self.snapshots.clear()
     return self.history.table()
 
