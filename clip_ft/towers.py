@@ -361,7 +361,8 @@ def open_clip_config(
 def _siglip_config(text: Any, vision: Any, text_cfg: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     "Describe a SigLIP model for open_clip."
     name, exact = _timm_name(vision)
-    if vision.layer_norm_eps != 1e-6 or not vision.vision_use_head or text.projection_size != vision.hidden_size:
+    has_head = getattr(vision, 'vision_use_head', True)  # not every version of transformers has this setting
+    if vision.layer_norm_eps != 1e-6 or not has_head or text.projection_size != vision.hidden_size:
         raise InputError('open_clip has no SigLIP model with this layer_norm_eps, vision_use_head or projection_size.')
     vision_cfg = dict(image_size=vision.image_size, timm_model_name=name, timm_model_pretrained=False, timm_pool='map',
                       timm_proj='none')

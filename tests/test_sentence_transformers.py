@@ -12,7 +12,7 @@ LONG = 'a very long text about blue jeans and more '*40
 TEXTS = ['', 'jeans', 'Blue JEANS', 'a red dress with long sleeves', 'ÄRMEL und Größe', '蓝色牛仔裤', LONG]
 
 
-@pytest.mark.parametrize('family', ['CLIP', 'SigLIP', 'SigLIP-16-positions', 'SigLIP-2', 'Chinese-CLIP'])
+@pytest.mark.parametrize('family', FAMILIES)
 def test_a_saved_model_gives_the_same_vectors(tmp_path, family):
     library = pytest.importorskip('sentence_transformers')
     torch.manual_seed(0)
@@ -29,4 +29,6 @@ def test_a_saved_model_gives_the_same_vectors(tmp_path, family):
     pixels = [rng.integers(0, 255, (*size, 3), dtype=np.uint8) for size in ((64, 64), (90, 40), (33, 70))]
     images = [Image.fromarray(each) for each in pixels]
     found = other.encode(images, normalize_embeddings=True)
-    np.testing.assert_allclose(found, embed_images(model, processor, images, progress=False), atol=1e-4)
+    # transformers resizes with torchvision if it is installed, which rounds pixels in another way than Pillow
+    cosines = (found*embed_images(model, processor, images, progress=False)).sum(1)
+    assert cosines.min() > .9999, cosines
