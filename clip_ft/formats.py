@@ -63,11 +63,8 @@ _HEAD_WIDTHS = {'H': 80, 'g': 88, 'bigG': 104, 'e': 112}  # of the vision tower;
 _SIGLIP_SIZES = {'B': 'base', 'L': 'large', 'SO400M': 'so400m', 'gopt': 'giantopt'}
 
 
-def _named_config(
-    name: str,  # of an architecture in open_clip, such as ViT-B-32-quickgelu
-    text_width: int,  # width of the text tower
-) -> dict[str, Any]:  # like open_clip_config.json
-    "Describe an architecture that is only named. Raises InputError if the name is not known."
+def _named_config(name: str, text_width: int) -> dict[str, Any]:
+    "Describe an architecture that is only named, such as ViT-B-16-SigLIP. Raises InputError if it is not known."
     siglip = re.fullmatch(r'ViT-(B|L|SO400M|gopt)-(14|16|32)-SigLIP(2?)(?:-i18n)?(?:-(\d{3}))?', name)
     clip = re.fullmatch(r'ViT-(S|M|B|L|H|g|bigG|e)-(?:14|16|32)(?:-\d{3})?(-quickgelu)?', name)
     if clip:
@@ -123,11 +120,8 @@ _CLIP_MEAN, _CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.2613
 _FILTERS = {'bicubic': 3, 'bilinear': 2, 'random': 3}  # numbers of the resampling filters of Pillow
 
 
-def _image_processor(
-    preprocess_cfg: dict[str, Any],  # of open_clip_config.json
-    size: int,  # of the model, in pixels
-) -> Any:  # image processor of transformers
-    "Create an image processor. Raises InputError if the values are not possible."
+def _image_processor(preprocess_cfg: dict[str, Any], size: int) -> Any:
+    "Create an image processor for images of size pixels. Raises InputError if the values are not possible."
     mode, name = preprocess_cfg.get('resize_mode') or 'shortest', preprocess_cfg.get('interpolation') or 'bicubic'
     if mode not in ('shortest', 'squash') or name not in _FILTERS or preprocess_cfg.get('mode', 'RGB') != 'RGB':
         raise InputError(f'{CONFIG_FILE} asks for a way to resize images that is not supported: '
@@ -179,8 +173,19 @@ def _tokenizer_folder(folder: Path, text_cfg: dict[str, Any]) -> Path:
                          'hub; copy its tokenizer.json and tokenizer_config.json to that folder.') from error
 
 
-def _load_tokenizer(folder: Path, length: int) -> Any:
-    "Load the tokenizer in a folder, for texts of at most length tokens."
+def _without_extra_tokens(backend: Tokenizer, size: int) -> Tokenizer:
+    "Remove tokens for which a model has no embedding: those at the end of T5's vocabulary that no text contains."
+    if backend.get_vocab_size() <= size:
+        return backend
+    state = json.loads(backend.to_str())
+    state['added_tokens'] = [token for token in state['added_tokens'] if token['id'] < size]
+    if isinstance(state['model']['vocab'], list):  # of SentencePiece; the position is the id
+        del state['model']['vocab'][size:]
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def _load_tokenizer(folder: Path, length: int, size: int) -> Any:
+    "Load the tokenizer in a folder, for texts of at most length tokens and a vocabulary of at most size."
     tokenizer_json, settings = folder/'tokenizer.json', _read_json(folder/'tokenizer_config.json')
     backend = Tokenizer.from_file(str(tokenizer_json)) if tokenizer_json.is_file() else None
     suffix = getattr(backend.model, 'end_of_word_suffix', None) if backend else '</w>'
@@ -191,16 +196,12 @@ def _load_tokenizer(folder: Path, length: int) -> Any:
     options: dict[str, Any] = {f'{name}_token': token['content'] if isinstance(token, dict) else token
                                for name, token in tokens.items() if token}
     if backend:
+        backend = _without_extra_tokens(backend, size)
         return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=length, **options)
     return SiglipTokenizer(vocab_file=str(folder/'spiece.model'), model_max_length=length, **options)
 
-
-def _read_tokenizer(
-    folder: Path,  # of an open_clip checkpoint
-    text_cfg: dict[str, Any],  # of open_clip_config.json
-    length: int,  # number of positions of the text tower
-    family: str,  # clip or siglip
-) -> Any:  # tokenizer of transformers
+# %% ../nbs/30_formats.ipynb #483fe451
+def _read_tokenizer(folder: Path, text_cfg: dict[str, Any], text: dict[str, Any], family: str) -> Any:
     "Load the tokenizer of a model. Raises InputError if its files are missing or damaged."
     options = text_cfg.get('tokenizer_kwargs') or {}
     if not isinstance(options, dict) or options.keys() - {'clean'}:
@@ -208,7 +209,7 @@ def _read_tokenizer(
     source = _tokenizer_folder(folder, text_cfg)
     try:
         with quiet():
-            tokenizer = _load_tokenizer(source, length)
+            tokenizer = _load_tokenizer(source, text['max_position_embeddings'], text['vocab_size'])
             tokenizer.padding_side = 'right'
             if family == 'siglip':  # its text tower reads the padding as well
                 tokenizer.model_input_names = ['input_ids']
@@ -232,7 +233,7 @@ def read_open_clip(
     model_cfg, preprocess_cfg = _read_config(folder, weights)
     family = model_family(model_cfg)
     text, vision = text_config(model_cfg, weights), vision_config(model_cfg, weights, family)
-    tokenizer = _read_tokenizer(folder, model_cfg['text_cfg'], text['max_position_embeddings'], family)
+    tokenizer = _read_tokenizer(folder, model_cfg['text_cfg'], text, family)
     text |= {f'{name}_token_id': getattr(tokenizer, f'{name}_token_id') for name in ('bos', 'eos', 'pad')}
     options: dict[str, Any] = dict(text_config=text, vision_config=vision)
     if family == 'clip':

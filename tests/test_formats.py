@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from clip_ft import formats, towers
 from clip_ft.core import InputError
@@ -320,6 +320,33 @@ def test_there_and_back(tmp_path, name):
         assert theirs[0] == ours[0] and torch.equal(theirs[1].float(), ours[1])
     save_open_clip(tmp_path/'out', model, processor)             # an older one is replaced
     assert [path.name for path in tmp_path.iterdir()] == ['out']
+
+
+def test_tokenizer_as_open_clip_reads_it(tmp_path):
+    "load_model completes the settings of the tokenizer; open_clip reads its files with AutoTokenizer."
+    for name in ('clip', 'siglip'):
+        expected = np.load(CASES/name/'expected.npz')
+        save_open_clip(tmp_path/name, *load_model(CASES/name, 'cpu'))
+        texts, length = expected['texts'].tolist(), expected['tokens'].shape[1]
+        ids = AutoTokenizer.from_pretrained(tmp_path/name)([' '.join(text.split()) for text in texts], truncation=True,
+                                                           max_length=length, padding='max_length')['input_ids']
+        assert ids == expected['tokens'].tolist()
+
+
+def test_tokens_without_embeddings(tmp_path):
+    "The vocabulary of T5 ends with tokens that no text contains, and SigLIP has no embeddings for them."
+    folder = copied('siglip', tmp_path/'model')
+    tokenizer = json.loads((folder/'tokenizer.json').read_text())
+    size = len(tokenizer['model']['vocab'])
+    for i in range(3):
+        content = f'<extra_id_{i}>'
+        tokenizer['model']['vocab'].append([content, 0.])
+        tokenizer['added_tokens'].append(dict(id=size+i, content=content, single_word=False, lstrip=False, rstrip=False,
+                                              normalized=False, special=True))
+    (folder/'tokenizer.json').write_text(json.dumps(tokenizer))
+    model, processor = load_model(folder, 'cpu')
+    check(model, processor, np.load(folder/'expected.npz'))
+    assert max(processor.tokenizer.get_vocab().values()) < model.config.text_config.vocab_size
 
 
 def test_vocabulary_files_only(tmp_path):
