@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from fastcore.basics import patch
 from typing import Any
 from .model import model_device
-from .parameters import parameter_groups
+from .parameters import check_trainable, parameter_groups
 
 # %% ../nbs/36_optimizer.ipynb #d3fbfc73
 def lr_at(
@@ -47,6 +47,7 @@ class ScheduledAdamW:
         self.model: Any = model
         self.steps, self.warmup, self.grad_clip, self.ema = steps, warmup, grad_clip, ema
         self.device, self.capturable = model_device(model), capturable
+        check_trainable(model)
         self.parameters: list[torch.Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.average = [parameter.detach().clone() for parameter in self.parameters] if ema else []
         groups = parameter_groups(model, lr, layer_decay, weight_decay)

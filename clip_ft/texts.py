@@ -8,6 +8,7 @@ __all__ = ['ATTRIBUTES', 'PHRASES', 'BOILERPLATE', 'TextSpec', 'Tokens', 'attrib
 # %% ../nbs/22_texts.ipynb #9322447f
 import numpy as np
 import pandas as pd
+import re
 import torch
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -126,11 +127,15 @@ def attribute_phrases(
 
 # %% ../nbs/22_texts.ipynb #de6750d4
 BOILERPLATE = 20  # maximum number of products that may share a sentence
+_UNSPACED = '\u0e00-\u0eff\u3005-\u30ff\u3400-\u9fff'  # scripts without spaces: Thai, Lao, Japanese, Chinese
+_WORD = re.compile(f'[{_UNSPACED}]{{2}}|[^\\s{_UNSPACED}]+')
+_SENTENCE_END = re.compile(  # Latin, Arabic and Devanagari marks, then Chinese and Japanese ones
+    '(?<=[.!?;\u061b\u061f\u06d4\u0964])\\s+|(?<=[\u3002\uff01\uff1b\uff1f])\\s*')
 
 def _sentences(descriptions: pd.Series) -> pd.Series:
     "Return the sentences to train on; the index is the row of the product."
-    sentences = descriptions.astype(object).str.split(r'(?<=[.!?;])\s+').explode().str.strip()
-    sentences = sentences[[sentence.count(' ') >= 2 for sentence in sentences]]
+    sentences = descriptions.astype(object).str.split(_SENTENCE_END).explode().str.strip()
+    sentences = sentences[[len(_WORD.findall(sentence)) >= 3 for sentence in sentences]]
     shared_by = sentences.groupby(sentences.str.casefold()).transform('size')
     return sentences[shared_by <= BOILERPLATE]
 

@@ -20,6 +20,7 @@ from .data import catalogue_folder, image_folder, load_split, preprocess
 from .history import main_columns
 from .metrics import METRICS
 from .model import load_model, open_device, tiny_model
+from .parameters import check_trainable
 from .sources import get_data
 from .training import TrainConfig, train
 
@@ -128,6 +129,7 @@ def train_main(argv: list[str] | None = None) -> None:
     cpu = open_device(args.device).type == 'cpu'
     process = PartialState(cpu=cpu, timeout=timedelta(hours=6))  # others wait while the first one decodes and measures
     model, processor = open_model(args.model, train_products.full_text, args.device, process.is_main_process)
+    check_trainable(model)
     image_dir = image_folder(catalogue_folder(paths), train_products)
     history = train(model, processor, train_products, test_products, image_dir, paths, config, args.fresh)
     if process.is_main_process:

@@ -14,6 +14,7 @@ import pytest
 import sentencepiece
 import torch
 import transformers
+from conftest import HEADER, jpeg
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch.nn import functional as F
@@ -21,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, AutoProcessor
 
 from clip_ft.core import Paths
-from clip_ft.data import load_split, preprocess
+from clip_ft.data import load_split, preprocess, preprocess_main
 from clip_ft.embedding import embed_main
 from clip_ft.encode import embed_images, embed_texts
 from clip_ft.fast import CompiledLayers, can_record, half_copy
@@ -31,7 +32,7 @@ from clip_ft.losses import model_loss
 from clip_ft.model import image_features, load_model, save_model, text_features, tiny_model
 from clip_ft.report import evaluate_main
 from clip_ft.search_command import search_main
-from clip_ft.sources import get_data
+from clip_ft.sources import get_data, get_data_main
 from clip_ft.texts import Tokens
 from clip_ft.train_command import train_main
 
@@ -330,6 +331,38 @@ def test_without_logit_scale(small_shop, tmp_path, run):
     assert 'score' in printed and 'ALIGN' not in printed
     run(evaluate_main, '--root', tmp_path/'root', '--model', folder)
     assert 'no logit scale' in run(train_main, '--root', tmp_path/'root', '--model', folder, refused=True)
+
+
+LANGUAGES = {  # three texts of a product: name, category, description
+    'ru': ('Красное платье', 'Платья', 'Летнее платье из хлопка. Носить с поясом. № {}'),
+    'ar': ('فستان أحمر', 'فساتين', 'فستان صيفي من القطن؟ يلبس مع حزام جميل. {}'),
+    'zh': ('红色连衣裙', '连衣裙', '夏季纯棉连衣裙，配有腰带。适合在海边穿着！款式 {}'),
+    'de': ('Rotes Kleid für Größe XL', 'Kleider', 'Sommerkleid aus Baumwolle, mit Gürtel. Für Straße und Büro. {}'),
+}
+
+
+def test_languages(tmp_path, run):
+    "A catalogue in four languages goes through all commands, and comes out as it went in."
+    source, root = tmp_path/'source', tmp_path/'root'
+    (source/'data').mkdir(parents=True)
+    rows = [(f'{language}{i}.jpg', description.format(i), f'{name} {i}', category)
+            for language, (name, category, description) in LANGUAGES.items() for i in range(8)]
+    for number, (image, *_) in enumerate(rows):
+        (source/'data'/image).write_bytes(jpeg(number))
+    table = pd.DataFrame(rows, columns=HEADER.strip().split(','))
+    table.to_csv(source/'data.csv', index=False)
+    texts = [*table['display name'], *table['description'], *table['display name'].str.upper()]
+    folder = published('CLIP and XLM-RoBERTa, a variant', texts, tmp_path/'model')
+    run(get_data_main, '--root', root, '--source', source)
+    run(preprocess_main, '--root', root, '--test-size', .25)
+    run(train_main, '--root', root, '--model', folder, '--epochs', 1, '--batch-size', 4)
+    run(embed_main, '--root', root)
+    run(evaluate_main, '--root', root, '--base', 'none')
+    for name, category, _ in LANGUAGES.values():
+        where = f'category~{category.upper()}'
+        found = json.loads(run(search_main, '--root', root, name.upper(), '--json', '--where', where))
+        assert {(product['category'], product['display name'][:-2]) for product in found} == {(category, name)}
+        assert name in run(search_main, '--root', root, name, '--where', f'category={category}')
 
 
 def test_table(capsys):
