@@ -145,7 +145,8 @@ def write_card(
     evaluation, notes, shown = read_evaluation(source), read_notes(source), Path(name or folder.resolve().name).name
     hub_base, base = public_base(str(notes.get('base') or ''))
     values = _description(source, processor) | {key: notes.get(key) for key in ('split', 'epoch')}
-    values |= dict(title=shown, name=repr(printable(name or shown)), base=base, license=license, usage=usage, int8=int8)
+    values |= dict(title=shown, name=repr(printable(name or shown)), base=base, license=license, usage=usage, int8=int8,
+                   has_tokenizer_file=(folder/'tokenizer.json').is_file())
     values['products'] = dict(zip(('train', 'validation', 'test'), notes.get('products') or ()))
     values['header'] = _header(values, hub_base, evaluation)
     text = _MARKDOWN.get_template('model_card.md').render(

@@ -13,6 +13,7 @@ import torch
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from PIL import Image
 from torch import nn
@@ -20,7 +21,8 @@ from transformers import AutoProcessor
 from typing import Any
 from .core import InputError
 from .dataset import Normalize, ResizeSpec, pixel_blocks
-from .model import embedding_size, image_features, in_evaluation_mode, model_device, text_features
+from .inputs import embedding_size
+from .model import image_features, in_evaluation_mode, model_device, text_features
 from .texts import TextSpec, Tokens
 
 # %% ../nbs/38_onnx_towers.ipynb #380c0007
@@ -173,8 +175,8 @@ def save_onnx(
 ) -> None:
     "Write the towers, the processor and a description. Raises InputError without onnx, or if a tower differs."
     try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
+        for package in ('onnx', 'onnxruntime'):
+            import_module(package)
     except ImportError:
         raise _missing() from None
     folder, inputs = Path(folder), tower_inputs(model, processor)
