@@ -278,6 +278,7 @@ def random_model(texts: Iterable[str], size: str) -> tuple:
         return tiny, processor
     shape = SIZES[size]
     tokenizer = processor.tokenizer.train_new_from_iterator(texts, shape.vocabulary, show_progress=False)
+    tokenizer = with_unused_tokens(tokenizer, shape.vocabulary)
     special = {name: getattr(tokenizer, name) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
     projection = {} if shape.siglip else dict(projection_dim=shape.projection)
 
@@ -293,6 +294,14 @@ def random_model(texts: Iterable[str], size: str) -> tuple:
     model = make_model(config).eval()
     model.name_or_path = size
     return model, shape_processor(shape, tokenizer)
+
+
+def with_unused_tokens(tokenizer: Any, size: int) -> Any:
+    "A tokenizer whose vocabulary is filled up to a size with tokens that no text has."
+    from transformers import CLIPTokenizer
+    bpe = json.loads(tokenizer.backend_tokenizer.to_str())['model']
+    vocabulary = bpe['vocab'] | {f'<unused {i}>': i for i in range(len(bpe['vocab']), size)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[tuple(pair) for pair in bpe['merges']], model_max_length=77)
 
 
 def shape_processor(shape: Size, tokenizer: Any) -> Any:

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from fastcore.basics import patch
 from hashlib import blake2b
+from numpy._core import multiarray
 from pathlib import Path
 from pickle import UnpicklingError
 from collections.abc import Callable, Iterator
@@ -57,9 +58,10 @@ def save_checkpoint(
 # %% ../nbs/34_checkpoints.ipynb #d4067be8
 _WEIGHT_KEYS = ('model_state_dict', 'state_dict', 'model')  # where programs store the weights
 _PREFIXES = ('module.', '_orig_mod.', 'model.')  # of wrappers around a model
-_NUMPY = [np.dtype, np.ndarray, *{type(np.dtype(code)) for code in '?bBhHiIlLqQefd'}, (codecs.encode, '_codecs.encode'),
-          *((function, f'numpy.{core}.multiarray.{function.__name__}') for core in ('core', '_core')
-            for function in (np._core.multiarray.scalar, np._core.multiarray._reconstruct))]
+_NUMPY: list[Any] = [
+    np.dtype, np.ndarray, *{type(np.dtype(code)) for code in '?bBhHiIlLqQefd'}, (codecs.encode, '_codecs.encode'),
+    *((function, f'numpy.{core}.multiarray.{function.__name__}') for core in ('core', '_core')
+      for function in (multiarray.scalar, multiarray._reconstruct))]
 
 
 def _plain_names(weights: dict) -> dict:

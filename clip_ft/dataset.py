@@ -56,7 +56,7 @@ class ResizeSpec:
         size = {name: edge for name, edge in dict(p.size).items() if edge}
         final = dict(p.crop_size) if getattr(p, 'do_center_crop', False) else size
         for shape in (size, final):
-            height = shape.get('height') or shape.get('shortest_edge')
+            height = shape.get('height') or shape.get('shortest_edge') or 0
             if not height or height != (shape.get('width') or height):
                 raise InputError(f'The input size of this model is {shape}; only square inputs are supported.')
         return cls(int(height), size.get('shortest_edge') or size['height'], 'height' not in size, p.resample)

@@ -126,6 +126,9 @@ def text_features(
         tokens['attention_mask'] = torch.ones(1, 1, width, width, dtype=torch.bool, device=device).tril()
     elif tower in BIDIRECTIONAL and 'attention_mask' in tokens:
         tokens['attention_mask'] = tokens['attention_mask'].bool()[:, None, None]  # [B, 1, 1, L]
+    elif tower == 'siglip_text_model' and device.type == 'cuda':
+        width = tokens['input_ids'].shape[1]  # some versions of transformers make this mask only in a CUDA graph
+        tokens['attention_mask'] = torch.ones(1, 1, width, width, dtype=torch.bool, device=device)
     return _normalized(model.get_text_features(**{name: x.to(device) for name, x in tokens.items()}))
 
 # %% ../nbs/31_model.ipynb #8bc0a0c1
@@ -229,7 +232,7 @@ def _check_config(config: Any, name: str) -> None:
             raise InputError(f"The config.json of '{name}' is damaged: it asks for {layers:,} layers.")
 
 
-def _check_weights(model: Any, info: dict[str, Any], name: str) -> None:
+def _check_weights(info: dict[str, Any], name: str) -> None:
     "Raise InputError for weights that belong to another configuration, or that are not finite."
     wrong = sorted(info['missing_keys']) + [str(key[0]) for key in info.get('mismatched_keys', [])]
     if wrong:
@@ -239,6 +242,10 @@ def _check_weights(model: Any, info: dict[str, Any], name: str) -> None:
     if extra:
         raise InputError(f"The weights of '{name}' do not fit its config.json: {len(extra)} of them belong to layers "
                          f'that it does not have, such as {extra[0]}.')
+
+
+def _check_finite(model: Any, name: str) -> None:
+    "Raise InputError for weights that are not finite."
     for key, weight in model.state_dict().items():
         if weight.is_floating_point() and not weight.sum().isfinite():
             raise InputError(f"The weights of '{name}' are damaged: {key} holds NaN or infinite values.")
@@ -315,7 +322,7 @@ def load_model(
     if not (hasattr(model, 'get_image_features') and hasattr(model, 'get_text_features')):
         raise InputError(f"'{name}' is a {config.model_type} model. Give one with a vision tower and a text tower, "
                          'such as CLIP or SigLIP.')
-    _check_weights(model, info, name)
+    _check_weights(info, name)
     processor = _from_pretrained('processor', name, AutoProcessor)
     return _ready(model, processor, device, name, verbose)
 
@@ -326,6 +333,7 @@ def _ready(model: Any, processor: Any, device: torch.device, name: str, verbose:
         raise InputError(f"The processor of '{name}' is incomplete: it needs a tokenizer and an image processor.")
     model = model.to(device).eval()
     model.name_or_path = name
+    _check_finite(model, name)
     inputs = _fit_and_check(model, processor, name)
     if verbose:
         print(inputs)

@@ -30,7 +30,7 @@ def header(folder):
     return yaml.safe_load((folder/'README.md').read_text().split('---\n')[1])
 
 
-@pytest.mark.parametrize('family', ['CLIP', 'SigLIP', 'SigLIP-2', 'Chinese-CLIP'])
+@pytest.mark.parametrize('family', ['CLIP', 'SigLIP', 'SigLIP 2', 'Chinese-CLIP'])
 def test_towers_and_snippets_agree_with_the_model(tmp_path, family, monkeypatch):
     torch.manual_seed(0)
     model, processor = FAMILIES[family][0](TEXTS, tmp_path)
@@ -103,7 +103,7 @@ def test_no_file_of_an_export_names_a_folder_of_this_machine(project, run, tmp_p
 def test_the_open_clip_snippet_runs(tmp_path, monkeypatch):
     pytest.importorskip('open_clip')  # needs torchvision
     monkeypatch.chdir(tmp_path)
-    for family in ('CLIP', 'SigLIP-2'):
+    for family in ('CLIP', 'SigLIP 2'):
         save_model(tmp_path/family, *FAMILIES[family][0](TEXTS, tmp_path))
         export_model(*load_model(tmp_path/family, 'cpu'), tmp_path/family, tmp_path/f'{family}-out', 'open_clip')
         exec(snippet(tmp_path/f'{family}-out'), {})
