@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
-FOLDER = Path(__file__).parent/"open_clip"
+FOLDER = Path(__file__).parent/"recorded"
 TEXTS = ["A Red_Dress,  size-XL!", "blue jeans", "", "caf\u00e9 99% cotton; #1 & more, " + "very " * 9 + "long",
          "SHOES shoes"]
 TOWER = dict(patch_size=8, embed_dim=24, depth=2, num_heads=12, class_token=False, global_pool="map")

@@ -17,7 +17,7 @@ from clip_ft.model import image_features, load_model, text_features
 from clip_ft.texts import Tokens
 from clip_ft.towers import WEIGHTS_FILES
 
-CASES = Path(__file__).parent/'open_clip'
+CASES = Path(__file__).parent/'recorded'
 NAMES = ['clip', 'clip_quickgelu', 'siglip', 'siglip2']
 
 
