@@ -18,7 +18,8 @@ from typing import Any, BinaryIO
 from .core import InputError
 from .dataset import Normalize, PixelCache, ResizeSpec, Rows, device_batches, gather_pixels, pixel_blocks
 from .fast import InferenceModel
-from .model import embedding_size, image_features, model_device, text_features
+from .inputs import embedding_size
+from .model import image_features, model_device, text_features
 from .texts import Tokens
 
 # %% ../nbs/33_encode.ipynb #664872b9
