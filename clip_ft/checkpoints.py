@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from fastcore.basics import patch
 from hashlib import blake2b
-from numpy._core import multiarray
 from pathlib import Path
 from pickle import UnpicklingError
 from collections.abc import Callable, Iterator
@@ -58,10 +57,10 @@ def save_checkpoint(
 # %% ../nbs/34_checkpoints.ipynb #d4067be8
 _WEIGHT_KEYS = ('model_state_dict', 'state_dict', 'model')  # where programs store the weights
 _PREFIXES = ('module.', '_orig_mod.', 'model.')  # of wrappers around a model
-_NUMPY: list[Any] = [
+_MAKERS: list[Any] = [value.__reduce__()[0] for value in (np.float64(0), np.zeros(1))]  # scalar, _reconstruct
+_NUMPY: list[Any] = [  # the types of numbers and arrays, and the functions that make them in NumPy 1 and 2
     np.dtype, np.ndarray, *{type(np.dtype(code)) for code in '?bBhHiIlLqQefd'}, (codecs.encode, '_codecs.encode'),
-    *((function, f'numpy.{core}.multiarray.{function.__name__}') for core in ('core', '_core')
-      for function in (multiarray.scalar, multiarray._reconstruct))]
+    *((make, f'numpy.{core}.multiarray.{make.__name__}') for core in ('core', '_core') for make in _MAKERS)]
 
 
 def _plain_names(weights: dict) -> dict:
