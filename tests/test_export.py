@@ -103,10 +103,9 @@ def test_no_file_of_an_export_names_a_folder_of_this_machine(project, run, tmp_p
 def test_the_open_clip_snippet_runs(tmp_path, monkeypatch):
     pytest.importorskip('open_clip')  # needs torchvision
     monkeypatch.chdir(tmp_path)
-    for family in ('CLIP', 'SigLIP 2'):
-        save_model(tmp_path/family, *FAMILIES[family][0](TEXTS, tmp_path))
-        export_model(*load_model(tmp_path/family, 'cpu'), tmp_path/family, tmp_path/f'{family}-out', 'open_clip')
-        exec(snippet(tmp_path/f'{family}-out'), {})
+    save_model(tmp_path/'base', *FAMILIES['CLIP'][0](TEXTS, tmp_path))  # open_clip has no SigLIP of this size
+    export_model(*load_model(tmp_path/'base', 'cpu'), tmp_path/'base', tmp_path/'out', 'open_clip')
+    exec(snippet(tmp_path/'out'), {})
 
 
 def test_mistakes(project, run, tmp_path, monkeypatch):
