@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+import zlib
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -50,6 +51,7 @@ class Shop(BaseHTTPRequestHandler):
         time.sleep(self.delay)
         self.answer(IMAGE, Set_Cookie='a=b')
 
+    def answer_photo(self): self.answer(jpeg(zlib.crc32(self.path.encode())))
     def answer_gone(self): self.answer(status=404)
     def answer_page(self): self.answer(b'<html>Not here</html>', Content_Type='text/html')
     def answer_zipped(self): self.answer(gzip.compress(IMAGE), Content_Encoding='gzip')
