@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .cleaning import as_texts, clean_text, full_text, is_placeholder, normalize_text, print_lines
+from .cleaning import as_texts, clean_text, full_text, is_placeholder, normalize_text, print_lines, take_problems
 from clip_ft.core import (
     InputError, Paths, atomic_write, command_parser, console_script, new_figure, non_negative_int, printable,
 )
@@ -180,6 +180,12 @@ def catalogue_folder(
         raise InputError(f'The catalogue is no longer in {folder}; delete {paths.extracted} and get the data again.')
     return folder
 
+
+def _table(paths: Paths) -> Path | None:
+    "The table that get_data has written; its images may be in another folder."
+    table = paths.extracted/TABLE_NAMES[0]
+    return table if table.is_file() else None
+
 # %% ../nbs/10_data.ipynb #02b064ad
 def clean_products(
     products: pd.DataFrame,  # N products, from read_products
@@ -187,13 +193,12 @@ def clean_products(
     workers: int | None = None,  # number of threads or processes that decode images; None: one per core
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # kept: cleaned, with full_text and pixel_id; rejects: with row and reason
     "Separate usable rows from unusable ones; each row is in exactly one of the two tables."
-    products = keep_original(products.reset_index(drop=True), ('full_text', 'pixel_id'))
+    products, reason = take_problems(products.reset_index(drop=True))
+    products = keep_original(products, ('full_text', 'pixel_id'))
     clean = products.assign(image=as_texts(products['image']).str.strip().astype(str))
     for column in ('description', 'display name', 'category'):
         clean[column] = clean_text(products[column])
     clean['category'] = clean['category'].where(~is_placeholder(clean['category']), '')
-
-    reason = pd.Series('', products.index, dtype=str)
     reason[is_placeholder(clean['description'])] = 'description is empty or a placeholder'
     reason[is_placeholder(clean['display name'])] = 'display name is empty or a placeholder'
     reason[products.duplicated()] = 'duplicate row'
@@ -323,12 +328,12 @@ def preprocess(
     seed: int = 42,  # seed of the split
     keep_out: str | Path | None = None,  # file for read_judgments; its products are kept out of training
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # training and test set
-    "Read, clean and split the catalogue, write the three tables and print a summary."
+    "Read, clean and split the catalogue, write the tables and print a summary."
     _check_test_size(test_size)  # before decoding
     ids = {product for gains in read_judgments(keep_out).values() for product in gains} if keep_out else set()
     folder = catalogue_folder(paths)
     with stage_lock('preprocess', paths.processed):
-        products = read_products(folder, columns)
+        products = read_products(_table(paths) or folder, columns)
         kept, rejects = clean_products(products, image_folder(folder, products))
         summary = summarize(kept, rejects)
         if len(kept) == 0:

@@ -284,7 +284,7 @@ def test_interrupted_and_repeated(catalogue, catalogue_zip, tmp_path, which, lim
 @pytest.mark.parametrize('source', ['nowhere', 'nowhere.zip', '', 'Demo'])
 def test_no_such_source(tmp_path, source, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="'demo', 'kaggle' or the path"):
+    with pytest.raises(InputError, match="'demo', 'kaggle', 'hf:NAME' or the path"):
         get_data(source, Paths(tmp_path/'root'))
     assert not list(tmp_path.iterdir())
 
