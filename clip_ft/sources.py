@@ -21,17 +21,19 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from .cleaning import as_texts
 from clip_ft.core import (
     DISK_ERRORS, InputError, Paths, atomic_write, command_parser, console_script, is_temporary, name_disk_errors,
     non_negative_int, printable,
 )
-from clip_ft.data import (
-    SOURCE_FILE, add_columns_option, catalogue_folder, find_table, image_folder, read_products, read_source,
-    write_source,
-)
+from .data import add_columns_option, find_table, image_folder, read_products
 from .demo import draw_catalogue
-from .images import image_problem
+from .images import allow_links, image_problem
 from .locks import stage_lock
+from .matching import list_files, match_images
+from clip_ft.record import (
+    SOURCE_FILE, add_links_option, catalogue_folder, read_source, remember_links, write_source,
+)
 from .tables import read_table, write_table
 
 # %% ../nbs/11_sources.ipynb #9615f576
@@ -225,7 +227,8 @@ def _from_folder(folder: Path, destination: Path, limit: int | None, seed: int, 
         return folder
     sample = _write_sample(folder, destination, limit, seed, columns)
     images = image_folder(folder, sample)
-    for name in tqdm(sample['image'], desc='copy', unit='file'):
+    found = match_images(as_texts(sample['image']).str.strip(), list_files(images), images)['image']
+    for name in tqdm(found[found != ''], desc='copy', unit='file'):
         if image_problem(images, name):
             continue  # clean_products will reject it
         target = destination/images.relative_to(folder)/name
@@ -250,11 +253,11 @@ def _from_zip(path: Path, destination: Path, limit: int | None, seed: int, colum
             return _unwrap(destination)
         extract_members(archive, {name: info for name, info in members.items() if name.endswith('.csv')}, tables)
         folder = _unwrap(tables)
-        wanted = set(_write_sample(folder, destination, limit, seed, columns)['image'])
+        names = as_texts(_write_sample(folder, destination, limit, seed, columns)['image']).str.strip()
         prefix = '' if folder == Path(tables) else f'{folder.relative_to(tables)}/'
         inside = {name.removeprefix(prefix): info for name, info in members.items() if name.startswith(prefix)}
-        images = {name: info for name, info in inside.items() if {name, name.partition('/')[2]} & wanted}
-        extract_members(archive, images, destination)
+        found = match_images(names, sorted(inside), folder)['image']
+        extract_members(archive, {name: inside[name] for name in found[found != '']}, destination)
         return destination
 
 # %% ../nbs/11_sources.ipynb #b532bd1e
@@ -284,7 +287,7 @@ def _check_request(request: dict, record: dict | None, paths: Paths) -> None:
         names = [path.name for path in paths.extracted.iterdir()] if paths.extracted.is_dir() else []
         if not in_place and not all(map(is_temporary, names)):
             raise InputError(f'The folder {where} files that are not from get_data; {advice}.')
-    elif {**record, 'folder': None} != request:
+    elif {**record, 'folder': None, 'follow_links': None} != {**request, 'follow_links': None}:
         limit = f' with limit {record["limit"]}' if record.get('limit') else ''
         raise InputError(f'The folder {where} another catalogue, {record["source"]}{limit}; {advice}.')
 
@@ -295,14 +298,18 @@ def get_data(
     limit: int | None = None,  # number of products, drawn with the same shares of categories; None: all
     seed: int = 42,  # seed of the sample, or of the demo
     columns: dict[str, str] | None = None,  # as in read_products; only used with a limit
+    follow_links: str | Path | None = None,  # folder outside the source to which links in it may point
 ) -> Path:  # folder of the catalogue, for read_products
     "Get a catalogue. Raises InputError, and overwrites nothing, if the project already contains another one."
     request = _request(str(source), limit, seed)
-    if _is_finished(request, paths):
-        return catalogue_folder(paths)
-    with stage_lock('get_data', paths.extracted.parent), name_disk_errors(paths.extracted):
-        if not _is_finished(request, paths):  # another process may have finished it in the meantime
-            _get_catalogue(request, paths, columns)
+    if follow_links is not None and os.path.isdir(request['source']):
+        allow_links(request['source'], follow_links)
+    if not _is_finished(request, paths):
+        with stage_lock('get_data', paths.extracted.parent), name_disk_errors(paths.extracted):
+            if not _is_finished(request, paths):  # another process may have finished it in the meantime
+                _get_catalogue(request, paths, columns)
+    if follow_links is not None:
+        remember_links(paths, follow_links)
     return catalogue_folder(paths)
 
 
@@ -344,6 +351,7 @@ def get_data_main(argv: list[str] | None = None) -> None:
                         help='number of products, drawn with the same shares of categories')
     parser.add_argument('--seed', type=non_negative_int, default=42, help='seed of the sample, or of the demo')
     add_columns_option(parser)
+    add_links_option(parser)
     args = parser.parse_args(argv)
-    folder = get_data(args.source, Paths(args.root), args.limit, args.seed, dict(args.columns))
+    folder = get_data(args.source, Paths(args.root), args.limit, args.seed, dict(args.columns), args.follow_links)
     print(printable(f'the catalogue is in {folder}'))
