@@ -132,7 +132,7 @@ def image_folder(
             return candidate
     return search_image_folder(folder, names)
 
-
+# %% ../nbs/10_data.ipynb #d10d0002
 def image_paths(
     products: pd.DataFrame,  # products with a column image
     image_dir: str | Path,  # folder of the images
@@ -335,7 +335,7 @@ def preprocess(
 # %% ../nbs/10_data.ipynb #d10c532a
 def _rows_outside(rejects: pd.DataFrame) -> pd.Series: return rejects['row'][rejects['reason'] == OUTSIDE] - 2
 
-
+# %% ../nbs/10_data.ipynb #d10d0001
 def _unusable(paths: Paths, rejects: pd.DataFrame, summary: pd.DataFrame, advice: str) -> InputError:
     "Write the rejects of a catalogue without usable rows; return the error."
     write_table(without_formulas(rejects), paths.rejects_csv)
@@ -352,7 +352,7 @@ def _describe_split(train: pd.DataFrame, test: pd.DataFrame) -> str:
         return f'{sizes}, which are duplicates of each other, so metrics say nothing; add products'
     return sizes
 
-
+# %% ../nbs/10_data.ipynb #d10d0000
 def _print_kept_out(test: pd.DataFrame, ids: Collection[str], path: str | Path) -> None:
     count = product_ids(test).isin(set(ids)).sum()
     print(f'{count:,} of the {len(ids):,} products of {printable(path)} are kept out of training; '

@@ -37,7 +37,7 @@ from .fast import InferenceModel
 from .images import ImageError, image_problem, read_image_file
 from .locks import stage_lock
 from .model import embedding_size, load_model, model_device, open_device
-from .sources import check_zip
+from .archives import check_zip
 from .tables import without_formulas
 
 # %% ../nbs/60_embedding.ipynb #96da3523
