@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAIN_COLUMNS', 'TABLE_NAMES', 'find_table', 'product_ids', 'read_products', 'image_folder', 'image_paths',
            'clean_products', 'duplicate_groups', 'split_products', 'summarize', 'plot_summary', 'preprocess',
-           'load_split', 'add_columns_option', 'preprocess_main']
+           'load_split', 'add_columns_option', 'preprocess_main', 'catalogue_folder']
 
 # %% ../nbs/10_data.ipynb #96a440eb
 import os
@@ -32,6 +32,7 @@ from .tables import keep_original, read_judgments, read_table, without_formulas,
 
 # %% ../nbs/10_data.ipynb #59468d44
 MAIN_COLUMNS = ('image', 'description', 'display name', 'category')
+_all_ = ['catalogue_folder']  # from record, also exported here
 TABLE_NAMES = ('data.csv', 'products.csv', 'styles.csv')
 
 def find_table(
@@ -245,7 +246,8 @@ def split_products(
     _, first, sizes = np.unique(groups, return_index=True, return_counts=True)
     if len(sizes) < 2:
         few = 'there must be at least 2' if len(products) < 2 else 'all are duplicates of each other'
-        raise InputError(f'Cannot split {len(products)} products into a training and a test set: {few}.')
+        count = '1 product' if len(products) == 1 else f'{len(products)} products'
+        raise InputError(f'Cannot split {count} into a training and a test set: {few}.')
     category = pd.factorize(as_texts(products['category']), sort=True)[0][first]
     forced = np.zeros(len(sizes), bool)
     forced[groups[product_ids(products).isin(set(keep_out))]] = True

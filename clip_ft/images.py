@@ -72,7 +72,7 @@ def _profile_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | 
     levels = [np.arange(0, 256, 51, dtype=np.uint8)]*len(opaque)  # the name of each of these modes lists its bands
     colours = np.stack(np.meshgrid(*levels), -1)
     before = Image.frombytes(opaque, (colours.size//len(opaque), 1), colours.tobytes()).convert(mode)
-    after = ImageCms.applyTransform(before, transform).convert('RGB')
+    after = transform.apply(before).convert('RGB')
     change = np.asarray(after).astype(int) - np.asarray(before.convert('RGB'))
     return transform if abs(change).max() > VISIBLE else None
 
@@ -82,7 +82,7 @@ def _on_white(image: Image.Image, in_srgb: ImageCms.ImageCmsTransform | None) ->
     if in_srgb is not None:
         if image.mode == 'P':
             image = image.convert('RGBA' if image.has_transparency_data else 'RGB')
-        image = ImageCms.applyTransform(image, in_srgb)
+        image = in_srgb.apply(image)
     if image.mode.startswith('I'):  # 16 bits per pixel; Pillow would clip them at 255
         pixels = np.asarray(image).clip(0, 65535)//256
         return Image.fromarray(pixels.astype(np.uint8)).convert('RGB')
@@ -219,7 +219,7 @@ def _lacks_end_only(jpeg: bytes) -> bool:
             if 6*image.width*image.height > MAX_DECODING_BYTES/2:
                 return False
             pixels.append(np.asarray(image))
-    return np.array_equal(*pixels) and _has_all_scans(jpeg)
+    return np.array_equal(pixels[0], pixels[1]) and _has_all_scans(jpeg)
 
 # %% ../nbs/01_images.ipynb #1ccf000a
 def _has_all_scans(jpeg: bytes) -> bool:

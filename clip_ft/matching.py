@@ -142,8 +142,10 @@ RULES = {  # rule: how preprocess calls it; the strictest one first
     'number': 'without leading zeros',
     'first': 'by the first of several names',
 }
-_CHANGES = {'name': str, 'address': _without_address, 'encoded': _decoded, 'backslashes': _with_slashes,
-            'path': _as_relative, 'Unicode': _composed, 'case': _without_case}
+_CHANGES: dict[str, Callable[[str], str]] = {
+    'name': str, 'address': _without_address, 'encoded': _decoded, 'backslashes': _with_slashes,
+    'path': _as_relative, 'Unicode': _composed, 'case': _without_case,
+}
 _MAX_DEPTH = 6  # folders of a name that are compared with those of a file
 
 

@@ -24,9 +24,9 @@ from clip_ft.core import (
 )
 from .data import add_columns_option, find_table, image_folder, read_products
 from .demo import draw_catalogue
-from .images import allow_links, image_problem
+from .images import OUTSIDE, allow_links, image_problem
 from .locks import stage_lock
-from .matching import list_files, match_images
+from .matching import describe_links, list_files, match_images
 from clip_ft.record import (
     SOURCE_FILE, add_links_option, catalogue_folder, read_source, remember_links, write_source,
 )
@@ -102,14 +102,19 @@ def _from_folder(folder: Path, destination: Path, limit: int | None, seed: int, 
     sample = _write_sample(folder, destination, limit, seed, columns)
     images = image_folder(folder, sample)
     found = match_images(as_texts(sample['image']).str.strip(), list_files(images), images)['image']
+    outside = []
     for name in tqdm(found[found != ''], desc='copy', unit='file'):
-        if image_problem(images, name):
+        problem = image_problem(images, name)
+        if problem:
+            outside += [name] if problem == OUTSIDE else []
             continue  # clean_products will reject it
         target = destination/images.relative_to(folder)/name
         size = (images/name).stat().st_size
         if not is_complete(target, size):
             with open(images/name, 'rb') as source:
                 copy_stream(source, target, size)
+    if outside:
+        print(printable(describe_links(images, outside).strip()))
     return destination
 
 # %% ../nbs/15_sources.ipynb #2c8a549e
