@@ -28,7 +28,7 @@ from typing import Any
 from .core import InputError, Paths, atomic_write, printable
 from .dataset import PixelCache
 from .model import save_model
-from .sources import check_zip
+from .archives import check_zip
 
 # %% ../nbs/34_checkpoints.ipynb #d6df271b
 def weights_hash(

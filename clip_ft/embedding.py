@@ -36,9 +36,9 @@ from .encode import embed_images
 from .fast import InferenceModel
 from .images import ImageError, image_problem, read_image_file
 from .locks import stage_lock
+from .archives import check_zip
 from .inputs import embedding_size
 from .model import load_model, model_device, open_device
-from .sources import check_zip
 from .tables import without_formulas
 
 # %% ../nbs/60_embedding.ipynb #96da3523

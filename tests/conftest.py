@@ -176,7 +176,8 @@ def reasons(folder):
     products = read_products(folder)
     kept, rejects = clean_products(products, image_folder(folder, products), workers=2)
     assert len(kept) + len(rejects) == len(products)
-    assert sorted([*kept['image'], *rejects['image']]) == sorted(products['image'])
+    names = kept.get('original image', kept['image'])
+    assert sorted([*names, *rejects['image']]) == sorted(products['image'])
     return dict(zip(rejects['image'], rejects['reason'], strict=True))
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from conftest import HEADER, add_rows, jpeg, rows, snapshot
 
-from clip_ft import sources
+from clip_ft import archives, sources
 from clip_ft.core import InputError, Paths
 from clip_ft.data import catalogue_folder, preprocess, read_products
 from clip_ft.sources import get_data, stratified_sample
@@ -162,7 +162,7 @@ def test_wrong_size_in_a_header(tmp_path, announced):
 def test_copy_checks_the_size(tmp_path):
     for content in (b'12345', b'123'):
         with pytest.raises(InputError, match='expected size'):
-            sources._copy(io.BytesIO(content), tmp_path/'x', 4)
+            archives.copy_stream(io.BytesIO(content), tmp_path/'x', 4)
     assert not list(tmp_path.iterdir())
 
 
@@ -257,7 +257,7 @@ def test_other_files_and_damaged_records_are_errors(catalogue_zip, tmp_path):
 def test_interrupted_and_repeated(catalogue, catalogue_zip, tmp_path, which, limit):
     source = catalogue_zip if which == 'zip' else catalogue
     paths = Paths(tmp_path/'root')
-    copy = sources._copy
+    copy = archives.copy_stream
     done = []
 
     def stop_at_the_sixth(stream, target, size):
@@ -265,7 +265,8 @@ def test_interrupted_and_repeated(catalogue, catalogue_zip, tmp_path, which, lim
             raise KeyboardInterrupt
         copy(stream, target, size)
         done.append(target)
-    with patch.object(sources, '_copy', stop_at_the_sixth), pytest.raises(KeyboardInterrupt):
+    replaced = [patch.object(module, 'copy_stream', stop_at_the_sixth) for module in (archives, sources)]
+    with replaced[0], replaced[1], pytest.raises(KeyboardInterrupt):
         get_data(source, paths, limit)
     with pytest.raises(InputError, match='No catalogue in'):
         catalogue_folder(paths)
@@ -311,3 +312,53 @@ def test_kaggle_download_is_used_like_a_folder(tmp_path, catalogue):
     with patch.object(kagglehub, 'dataset_download', return_value=str(catalogue)):
         assert get_data('kaggle', Paths(tmp_path/'root')) == catalogue
         assert len(read_products(get_data('kaggle', Paths(tmp_path/'limited'), limit=4))) == 4
+
+
+class OldName(zipfile.ZipInfo):
+    "A member whose name is stored in a code page, without the flag for UTF-8."
+    encoding = 'cp437'
+
+    def _encodeFilenameFlags(self):
+        return self.filename.encode(self.encoding), self.flag_bits & ~0x800
+
+
+OLD_NAMES = {
+    'cp866': ['платье {}.jpg', 'Лёгкая юбка/синяя {}.jpg'],
+    'cp1251': ['платье {}.jpg'],
+    'gbk': ['连衣裙 {}.jpg', '红色/上衣 {}.jpg'],
+    'cp932': ['ワンピース {}.jpg', '表示 {}.jpg'],
+    'cp949': ['원피스 {}.jpg'],
+    'big5': ['洋裝 {}.jpg', '紅色上衣 {}.jpg'],
+    'cp437': ['Café {}.jpg', 'Größe {}.jpg'],
+    'cp850': ['Ágata {}.jpg', 'São {}.jpg'],
+    'utf-8': ['Café {}.jpg', '连衣裙 {}.jpg'],
+}
+
+
+@pytest.mark.parametrize('encoding', OLD_NAMES)
+@pytest.mark.parametrize('limit', [None, 4])
+def test_names_in_code_pages(tmp_path, encoding, limit):
+    names = [name.format(number) for name in OLD_NAMES[encoding] for number in range(3)]
+    table = HEADER + ''.join(f'{name},text {number},Name {number},Hats\n' for number, name in enumerate(names))
+    with zipfile.ZipFile(tmp_path/'old.zip', 'w') as archive:
+        archive.writestr('shop/data.csv', table)
+        archive.writestr('shop/__MACOSX/._1.jpg', b'x')
+        for number, name in enumerate(names):
+            info = OldName(f'shop/photos/{name}')
+            info.encoding = encoding
+            archive.writestr(info, jpeg(number))
+    paths = Paths(tmp_path/'root')
+    get_data(tmp_path/'old.zip', paths, limit)
+    both = pd.concat(preprocess(paths))
+    assert len(both) == min(limit or 99, len(names)) and set(both['image']) <= set(names)
+
+
+def test_backslashes_and_nested_folders(tmp_path):
+    members = [(f'a\\b\\photos\\{number}.jpg', jpeg(number)) for number in range(3)]
+    members += [('a\\b\\data.csv', HEADER + rows(3)), ('__MACOSX/a/._b', b'x'), ('readme/read.txt', b'x')]
+    for limit in (None, 2):
+        folder = get_data(zip_of(tmp_path/'x.zip', *members), Paths(tmp_path/f'root{limit}'), limit)
+        assert len(preprocess(Paths(tmp_path/f'root{limit}'))[0]) >= 1 and len(read_products(folder)) == (limit or 3)
+    zip_of(tmp_path/'two.zip', ('a/data.csv', HEADER + rows(3)), ('b/data.csv', HEADER + rows(3)))
+    with pytest.raises(InputError, match='several folders with tables: a, b'):
+        get_data(tmp_path/'two.zip', Paths(tmp_path/'two'))
