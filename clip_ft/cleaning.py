@@ -7,6 +7,7 @@ __all__ = ['PLACEHOLDERS', 'as_texts', 'normalize_text', 'clean_text', 'is_place
 
 # %% ../nbs/04_cleaning.ipynb #88f81ae2
 import html
+import re
 
 import pandas as pd
 
@@ -29,37 +30,93 @@ def normalize_text(
 # %% ../nbs/04_cleaning.ipynb #dc905416
 _TORN_ENTITY = r'&\s+(amp|bull|deg|hellip|ldquo|lsquo|mdash|nbsp|ndash|quot|rdquo|reg|trade)\b(?:\s?;)?'
 _TORN_APOSTROPHE = r'&\s+rsquo\b\s?;?\s?'  # includes the space after it: o& rsquo clock is o’clock
-_TAG = r'</?[A-Za-z!][^<>]*>'
+_CDATA = r'(?s)<!\[CDATA\[((?:(?!<!\[CDATA\[).)*?)\]\]>'
+_COMMENT = r'(?s)<!--.*?(?:-->|\Z)'
+_NOT_TEXT = r'(?si)<(style|script|xml|head|template|noscript|svg|iframe)\b[^<>]*+(?<!/)>.*?(?:</\1\s*>|\Z)'
+_VALUE = '"[^"<]*+"|"[^"]{0,300}"|' + "'[^'<]*+'|'[^']{0,300}'"  # in quotation marks, also with < or >
+_TAG = rf'</?[A-Za-z!?](?:(?:[^<>"\']++|{_VALUE}){{0,100}}+|[^<>]*)>'
 _CUT_TAG = r'<[\s/]*$'  # the text was cut inside a tag
-_SPACE = r'[\s\x00-\x1f\x7f\u200b\ufeff]+'
+_SHORTCODE = r'\[/?(?:\w+_\w+|gallery|caption|embed|audio|video|playlist)\b[^\[\]]*\]'  # of WordPress
+_SELECTOR = r'(?<![\w.#@:-])(?:@[\w-]{1,20}\s+)?[\w.#@:-]{1,60}(?:\s*,\s*[\w.#@:-]{1,60}){0,20}'
+_WORD = (rf'/\*[^*]{{0,500}}\*/|{_SELECTOR}\s*\{{[^{{}}]{{0,3000}}\}}'  # style sheets, and settings of the document
+         r'|Normal\s+0\s+(?:\d+\s+)?(?:false\s+){3}[\w-]+(?:\s+X-NONE)+(?:\s+MicrosoftInternetExplorer\d)?')
+_INVISIBLE = r'[\xad\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069]|(?<=[!-\u024f])[\u200c\u200d](?=[!-\u024f])'
+_SPACE = r'(?:[\s\x00-\x1f\x7f\u200b\ufeff\ufffc\ue000-\uf8ff\U000f0000-\U0010ffff]|\\[nrt])+'
+_WINDOWS = {code: bytes([code]).decode('cp1252', 'replace') for code in range(0x80, 0xa0)}  # read as Latin-1
 
+# Pairs of a part that a text contains, and the replacements that this text requires
+_REPLACEMENTS = (
+    ('<', ((_CDATA, r'\1'), (_COMMENT, ' '), (_NOT_TEXT, ' '), (_TAG, ' '), (_CUT_TAG, ''))),
+    ('[', ((_SHORTCODE, ' '),)),
+    ('mso-|Mso|Normal|@page|@font-face', ((_WORD, ' '),)),
+)
+
+# %% ../nbs/04_cleaning.ipynb #dc905417
 def clean_text(
     texts: pd.Series,  # N texts
 ) -> pd.Series:  # N texts without markup, with single spaces
-    "Remove tags, control characters and repeated white space, and decode entities."
+    "Remove markup, control characters and repeated white space, and decode entities."
     texts = as_texts(texts).str.replace(_TORN_APOSTROPHE, '’', regex=True)
-    texts = texts.str.replace(_TORN_ENTITY, r'&\1;', regex=True)
-    texts = texts.map(html.unescape).astype(object)  # map returns dtype str in pandas 3
-    for pattern, replacement in ((_TAG, ' '), (_CUT_TAG, ''), (_SPACE, ' ')):
+    texts = texts.str.replace(_TORN_ENTITY, r'&\1;', regex=True).astype(object)
+    for _ in range(3):  # entities may be encoded more than once
+        texts = texts.map(html.unescape).astype(object)  # map returns dtype str in pandas 3
+    for part, replacements in _REPLACEMENTS:
+        rows = texts.str.contains(re.escape(part) if len(part) == 1 else part, regex=True).astype(bool)
+        for pattern, replacement in replacements:
+            texts[rows] = texts[rows].str.replace(pattern, replacement, regex=True)
+    for pattern, replacement in ((_INVISIBLE, ''), (_SPACE, ' ')):
         texts = texts.str.replace(pattern, replacement, regex=True)
-    return texts.str.strip().astype(str)
+    return texts.str.translate(_WINDOWS).str.strip().astype(str)
 
 # %% ../nbs/04_cleaning.ipynb #6b8443f9
 PLACEHOLDERS = {
-    '', 'na', 'n/a', 'n.a', 'none', 'null', 'nil', 'nan', 'tbd', 'tba', 'no description', 'not available',
+    '', 'na', 'n/a', 'n.a', 'none', 'null', 'nil', 'nan', 'tbd', 'tba', 'not available', 'undefined', '#n/a',
     # headings without content
     'style note', 'style notes', 'syle note', 'style description',
     'description', 'product description', 'product information',
     'details', 'product details', 'size & fit', 'size and fit',
     'material & care', 'material and care',
+    # no description
+    'no description', 'no description available', 'no product description', 'description not available',
+    'without description', 'no description yet', 'there is no description',
+    'keine beschreibung', 'keine beschreibung vorhanden', 'keine beschreibung verfügbar', 'ohne beschreibung',
+    'keine produktbeschreibung', 'keine angabe', 'nicht verfügbar', 'beschreibung',
+    'pas de description', 'aucune description', 'aucune description disponible', 'sans description', 'non disponible',
+    'sin descripción', 'sin descripcion', 'no hay descripción', 'descripción no disponible', 'no disponible',
+    'nessuna descrizione', 'nessuna descrizione disponibile', 'senza descrizione', 'descrizione non disponibile',
+    'sem descrição', 'sem descricao', 'descrição não disponível', 'não disponível',
+    'geen beschrijving', 'geen omschrijving', 'geen beschrijving beschikbaar', 'niet beschikbaar',
+    'нет описания', 'без описания', 'описание отсутствует', 'описания нет', 'нет данных', 'описание',
+    'немає опису', 'без опису', 'опис відсутній', 'няма описание', 'nema opisa', 'bez opisa', 'brez opisa',
+    'brak opisu', 'bez opisu', 'brak danych', 'bez popisu', 'popis není k dispozici', 'žádný popis', 'nincs leírás',
+    'fără descriere', 'fara descriere', 'χωρίς περιγραφή', 'δεν υπάρχει περιγραφή',
+    'açıklama yok', 'açıklama bulunmamaktadır', 'ingen beskrivelse', 'ingen beskrivning', 'ei kuvausta',
+    'kirjeldus puudub', 'nav apraksta', 'nėra aprašymo', 'không có mô tả', 'tidak ada deskripsi', 'tanpa deskripsi',
+    '暂无描述', '暂无说明', '暂无介绍', '没有描述', '无描述', '無描述', '沒有描述', '暫無描述', '暂无', '无',
+    '説明なし', '説明はありません', '商品説明なし', 'なし', '설명 없음', '설명이 없습니다', '상품 설명 없음', '없음',
+    'لا يوجد وصف', 'بدون وصف', 'بدون توضیحات', 'אין תיאור', 'ללא תיאור', 'ไม่มีคำอธิบาย', 'कोई विवरण नहीं',
 }
+
+
+def _bare(texts: pd.Series) -> pd.Series:
+    "The texts in lower case, with single spaces, without punctuation at their ends."
+    bare = texts.str.normalize('NFC').str.replace(r'^[\W_]+|[\W_]+$', '', regex=True)
+    return bare.str.replace(r'\s+', ' ', regex=True).str.casefold()
+
+
+_PLACEHOLDERS = frozenset(_bare(pd.Series(sorted(PLACEHOLDERS), dtype=object)))
+_LONGEST = 100  # characters; a longer text is a placeholder only if it has no letters and digits
+
 
 def is_placeholder(
     texts: pd.Series,  # N texts, as returned by clean_text
 ) -> pd.Series:  # bool, N: True where the text does not describe a product
     "Find texts that are empty, contain only punctuation, or equal one of `PLACEHOLDERS`, ignoring case."
-    bare = as_texts(texts).str.replace(r'^[\W_]+|[\W_]+$', '', regex=True).str.casefold()
-    return bare.isin(PLACEHOLDERS)
+    texts = as_texts(texts)
+    found = ~texts.str.contains(r'[^\W_]', regex=True).astype(bool)
+    short = ~found & (texts.str.len() <= _LONGEST)
+    found[short] = _bare(texts[short]).isin(_PLACEHOLDERS)
+    return found
 
 # %% ../nbs/04_cleaning.ipynb #1d69105f
 def full_text(
