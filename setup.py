@@ -10,6 +10,8 @@ parser = ConfigParser(delimiters=["="], interpolation=None)
 parser.read(here / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 
+EXTRAS = ("dev", "lora", "store", "excel", "parquet", "app")
+
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],
@@ -24,7 +26,7 @@ setup(
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
     python_requires=">=" + cfg["min_python"],
     install_requires=shlex.split(cfg["requirements"]),
-    extras_require={name: shlex.split(cfg[f"{name}_requirements"]) for name in ("dev", "lora", "store", "app")},
+    extras_require={name: shlex.split(cfg[f"{name}_requirements"]) for name in EXTRAS},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],

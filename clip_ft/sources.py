@@ -21,18 +21,18 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from clip_ft.catalogue import (
+    TABLE_SUFFIXES, add_columns_option, find_table, list_tables, read_any_table, read_reading, write_reading,
+)
 from clip_ft.core import (
     DISK_ERRORS, InputError, Paths, atomic_write, command_parser, console_script, is_temporary, name_disk_errors,
     non_negative_int, printable,
 )
-from clip_ft.data import (
-    SOURCE_FILE, add_columns_option, catalogue_folder, find_table, image_folder, read_products, read_source,
-    write_source,
-)
+from .data import SOURCE_FILE, catalogue_folder, image_folder, read_products, read_source, write_source
 from .demo import draw_catalogue
 from .images import image_problem
 from .locks import stage_lock
-from .tables import read_table, write_table
+from .tables import write_table
 
 # %% ../nbs/11_sources.ipynb #9615f576
 def stratified_sample(
@@ -193,24 +193,24 @@ def _download_kaggle() -> Path:
 # %% ../nbs/11_sources.ipynb #ccee06bf
 def _unwrap(folder: str | Path) -> Path:
     "Return the folder of the table: this folder, or the one nested in it."
-    folder = Path(folder)
+    given = folder = Path(folder)
     for _ in range(5):
-        if any(folder.glob('[!.]*.csv')):
-            break
+        if list_tables(folder):
+            return folder
         inner = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(('.', '__MACOSX'))]
         if len(inner) != 1:
             break
         folder = inner[0]
-    find_table(folder)  # raises InputError if there is none
-    return folder
+    find_table(given)  # raises InputError
+    return given
 
 
-def _write_sample(folder: Path, destination: Path, limit: int, seed: int, columns: dict | None) -> pd.DataFrame:
+def _write_sample(folder: Path, destination: Path, limit: int, seed: int, options: dict) -> pd.DataFrame:
     "Write a sample of the table of a catalogue; return the products in it."
-    products = read_products(folder, columns)
+    products = read_products(folder, **options)
     table = find_table(folder)
     rows = stratified_sample(products['category'], limit, seed)
-    write_table(read_table(table).iloc[rows], destination/table.name)
+    write_table(read_any_table(table, options['encoding']).iloc[rows], destination/f'{table.stem}.csv')
     styles = folder/'styles.csv'
     if styles.is_file() and styles != table:
         with atomic_write(destination/styles.name) as temporary:
@@ -218,12 +218,12 @@ def _write_sample(folder: Path, destination: Path, limit: int, seed: int, column
     return products.iloc[rows]
 
 # %% ../nbs/11_sources.ipynb #1358d29f
-def _from_folder(folder: Path, destination: Path, limit: int | None, seed: int, columns: dict | None) -> Path:
+def _from_folder(folder: Path, destination: Path, limit: int | None, seed: int, options: dict) -> Path:
     "Use a folder in place or, with a limit, copy a sample of it; return the folder of the catalogue."
     folder = _unwrap(folder).resolve()
     if limit is None:
         return folder
-    sample = _write_sample(folder, destination, limit, seed, columns)
+    sample = _write_sample(folder, destination, limit, seed, options)
     images = image_folder(folder, sample)
     for name in tqdm(sample['image'], desc='copy', unit='file'):
         if image_problem(images, name):
@@ -236,7 +236,7 @@ def _from_folder(folder: Path, destination: Path, limit: int | None, seed: int, 
     return destination
 
 # %% ../nbs/11_sources.ipynb #2c8a549e
-def _from_zip(path: Path, destination: Path, limit: int | None, seed: int, columns: dict | None) -> Path:
+def _from_zip(path: Path, destination: Path, limit: int | None, seed: int, options: dict) -> Path:
     "Unpack a zip file or, with a limit, a sample of it; return the folder of the catalogue."
     try:
         archive = zipfile.ZipFile(path)
@@ -248,12 +248,13 @@ def _from_zip(path: Path, destination: Path, limit: int | None, seed: int, colum
         if limit is None:
             extract_members(archive, members, destination)
             return _unwrap(destination)
-        extract_members(archive, {name: info for name, info in members.items() if name.endswith('.csv')}, tables)
+        files = {name: info for name, info in members.items() if name.lower().endswith(TABLE_SUFFIXES)}
+        extract_members(archive, files, tables)
         folder = _unwrap(tables)
-        wanted = set(_write_sample(folder, destination, limit, seed, columns)['image'])
+        sample = set(_write_sample(folder, destination, limit, seed, options)['image'])
         prefix = '' if folder == Path(tables) else f'{folder.relative_to(tables)}/'
         inside = {name.removeprefix(prefix): info for name, info in members.items() if name.startswith(prefix)}
-        images = {name: info for name, info in inside.items() if {name, name.partition('/')[2]} & wanted}
+        images = {name: info for name, info in inside.items() if {name, name.partition('/')[2]} & sample}
         extract_members(archive, images, destination)
         return destination
 
@@ -294,16 +295,24 @@ def get_data(
     paths: Paths,  # the project; the catalogue is stored in paths.extracted, but a whole folder is used in place
     limit: int | None = None,  # number of products, drawn with the same shares of categories; None: all
     seed: int = 42,  # seed of the sample, or of the demo
-    columns: dict[str, str] | None = None,  # as in read_products; only used with a limit
+    columns: dict[str, str] | None = None,  # as in read_products; preprocess uses them too
+    encoding: str | None = None,  # as in read_products; preprocess uses it too
 ) -> Path:  # folder of the catalogue, for read_products
     "Get a catalogue. Raises InputError, and overwrites nothing, if the project already contains another one."
     request = _request(str(source), limit, seed)
-    if _is_finished(request, paths):
-        return catalogue_folder(paths)
+    if not _is_finished(request, paths):
+        _get_once(request, paths, {'columns': columns, 'encoding': encoding})
+    if columns or encoding:
+        reading = read_reading(paths)
+        encoding = reading['encoding'] if limit else encoding or reading['encoding']  # a sample is written as UTF-8
+        write_reading(paths, {**reading, 'columns': columns or reading['columns'], 'encoding': encoding})
+    return catalogue_folder(paths)
+
+
+def _get_once(request: dict, paths: Paths, options: dict) -> None:
     with stage_lock('get_data', paths.extracted.parent), name_disk_errors(paths.extracted):
         if not _is_finished(request, paths):  # another process may have finished it in the meantime
-            _get_catalogue(request, paths, columns)
-    return catalogue_folder(paths)
+            _get_catalogue(request, paths, options)
 
 
 def _is_finished(request: dict, paths: Paths) -> bool:
@@ -313,11 +322,11 @@ def _is_finished(request: dict, paths: Paths) -> bool:
     return record is not None and record['folder'] is not None
 
 
-def _get_catalogue(request: dict, paths: Paths, columns: dict | None) -> None:
+def _get_catalogue(request: dict, paths: Paths, options: dict) -> None:
     "Fetch a catalogue. The record of its source is incomplete until all files are there."
     write_source(paths, request)
     try:
-        folder = _fetch(request['source'], paths.extracted, request['limit'], request['seed'], columns).resolve()
+        folder = _fetch(request['source'], paths.extracted, request['limit'], request['seed'], options).resolve()
     except BaseException:
         if os.listdir(paths.extracted) == [SOURCE_FILE]:  # nothing was fetched
             (paths.extracted/SOURCE_FILE).unlink()
@@ -327,12 +336,12 @@ def _get_catalogue(request: dict, paths: Paths, columns: dict | None) -> None:
     write_source(paths, {**request, 'folder': str(relative)})
 
 
-def _fetch(source: str, destination: Path, limit: int | None, seed: int, columns: dict | None) -> Path:
+def _fetch(source: str, destination: Path, limit: int | None, seed: int, options: dict) -> Path:
     if source == 'demo':
         return draw_catalogue(destination, n=limit or 2400, seed=seed)
     path = _download_kaggle() if source == 'kaggle' else Path(source)
     fetch = _from_folder if path.is_dir() else _from_zip
-    return fetch(path, destination, limit, seed, columns)
+    return fetch(path, destination, limit, seed, options)
 
 # %% ../nbs/11_sources.ipynb #33fa90fa
 @console_script
@@ -345,5 +354,6 @@ def get_data_main(argv: list[str] | None = None) -> None:
     parser.add_argument('--seed', type=non_negative_int, default=42, help='seed of the sample, or of the demo')
     add_columns_option(parser)
     args = parser.parse_args(argv)
-    folder = get_data(args.source, Paths(args.root), args.limit, args.seed, dict(args.columns))
+    folder = get_data(args.source, Paths(args.root), args.limit, args.seed, dict(args.columns),
+                      args.encoding)
     print(printable(f'the catalogue is in {folder}'))
