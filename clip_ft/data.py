@@ -20,7 +20,9 @@ import pandas as pd
 from clip_ft.catalogue import (
     add_columns_option, describe_columns, find_table, read_any_table, read_reading, recognize_columns, write_reading,
 )
-from .cleaning import as_texts, clean_text, full_text, is_placeholder, normalize_text, print_lines
+from clip_ft.cleaning import (
+    as_texts, clean_text, full_text, is_placeholder, normalize_text, plain_numbers, print_lines,
+)
 from clip_ft.core import (
     InputError, Paths, atomic_write, command_parser, console_script, new_figure, non_negative_int, printable,
 )
@@ -176,13 +178,11 @@ def clean_products(
     products: pd.DataFrame,  # N products, from read_products
     image_dir: str | Path,  # folder of the images, from image_folder
     workers: int | None = None,  # number of threads or processes that decode images; None: one per core
+    notes: list[str] | None = None,  # list to which remarks on columns and texts are appended
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # kept: cleaned, with full_text and pixel_id; rejects: with row and reason
     "Separate usable rows from unusable ones; each row is in exactly one of the two tables."
     products = keep_original(products.reset_index(drop=True), ('full_text', 'pixel_id'))
-    clean = products.assign(image=as_texts(products['image']).str.strip().astype(str))
-    for column in ('description', 'display name', 'category'):
-        clean[column] = clean_text(products[column])
-    clean['category'] = clean['category'].where(~is_placeholder(clean['category']), '')
+    clean = _clean_values(products, [] if notes is None else notes)
 
     reason = pd.Series('', products.index, dtype=str)
     reason[is_placeholder(clean['description'])] = 'description is empty or a placeholder'
@@ -197,6 +197,18 @@ def clean_products(
     kept = clean.assign(full_text=full_text(clean), pixel_id=checked['pixel_id'])[reason == '']
     rejects = keep_original(products, ('row', 'reason')).assign(row=products.index + 2, reason=reason)[reason != '']
     return kept.reset_index(drop=True), rejects.reset_index(drop=True)
+
+# %% ../nbs/10_data.ipynb #02b064ae
+def _clean_values(products: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    "Clean the texts and numbers of products."
+    clean = products.assign(image=as_texts(products['image']).str.strip().astype(str))
+    for column in ('description', 'display name', 'category'):
+        clean[column] = clean_text(products[column])
+    clean['category'] = clean['category'].where(~is_placeholder(clean['category']), '')
+    for column in clean.columns.difference(MAIN_COLUMNS, sort=False):
+        clean[column], note = plain_numbers(clean[column], column)
+        notes += [note]*bool(note)
+    return clean
 
 # %% ../nbs/10_data.ipynb #7c93d9f9
 def duplicate_groups(
@@ -340,13 +352,14 @@ def preprocess(
     folder = catalogue_folder(paths)
     with stage_lock('preprocess', paths.processed):
         products = _read_as_before(paths, folder, columns, encoding)
-        kept, rejects = clean_products(products, image_folder(folder, products))
+        notes: list[str] = []
+        kept, rejects = clean_products(products, image_folder(folder, products), notes=notes)
         summary = summarize(kept, rejects)
         if len(kept) == 0:
             raise _nothing_usable(paths, rejects, summary)
         train, test = split_products(kept, test_size, seed, ids)
         write_split(paths, train, test, rejects)
-    print_lines(summary.to_string())
+    print_lines('\n'.join([summary.to_string(), *notes]))
     print(f'{len(train):,} rows to train on and {len(test):,} to test on')
     if ids:
         found = product_ids(test).isin(ids).sum()
