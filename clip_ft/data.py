@@ -21,7 +21,8 @@ from clip_ft.catalogue import (
     add_columns_option, describe_columns, find_table, read_any_table, read_reading, recognize_columns, write_reading,
 )
 from clip_ft.cleaning import (
-    as_texts, clean_text, full_text, is_placeholder, normalize_text, plain_numbers, print_lines,
+    as_texts, clean_text, drop_boilerplate, full_text, is_placeholder, normalize_text, plain_numbers, print_lines,
+    reject_placeholder_images,
 )
 from clip_ft.core import (
     InputError, Paths, atomic_write, command_parser, console_script, new_figure, non_negative_int, printable,
@@ -182,7 +183,8 @@ def clean_products(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # kept: cleaned, with full_text and pixel_id; rejects: with row and reason
     "Separate usable rows from unusable ones; each row is in exactly one of the two tables."
     products = keep_original(products.reset_index(drop=True), ('full_text', 'pixel_id'))
-    clean = _clean_values(products, [] if notes is None else notes)
+    notes = [] if notes is None else notes
+    clean = _clean_values(products, notes)
 
     reason = pd.Series('', products.index, dtype=str)
     reason[is_placeholder(clean['description'])] = 'description is empty or a placeholder'
@@ -191,9 +193,11 @@ def clean_products(
     names = clean.loc[(reason == '') & (clean['image'] != ''), 'image']
     reason[names.index[names.duplicated()]] = 'duplicate image name'
 
+    drop_boilerplate(clean, reason, notes)
     candidates = reason == ''
     checked = check_images(image_dir, clean.loc[candidates, 'image'], workers).set_axis(products.index[candidates])
     reason[candidates] = checked['problem']
+    reject_placeholder_images(clean, checked['pixel_id'], reason)
     kept = clean.assign(full_text=full_text(clean), pixel_id=checked['pixel_id'])[reason == '']
     rejects = keep_original(products, ('row', 'reason')).assign(row=products.index + 2, reason=reason)[reason != '']
     return kept.reset_index(drop=True), rejects.reset_index(drop=True)
