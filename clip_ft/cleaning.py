@@ -43,13 +43,14 @@ _SELECTOR = r'(?<![\w.#@:-])(?:@[\w-]{1,20}\s+)?[\w.#@:-]{1,60}(?:\s*,\s*[\w.#@:
 _WORD = (rf'/\*[^*]{{0,500}}\*/|{_SELECTOR}\s*\{{[^{{}}]{{0,3000}}\}}'  # style sheets, and settings of the document
          r'|Normal\s+0\s+(?:\d+\s+)?(?:false\s+){3}[\w-]+(?:\s+X-NONE)+(?:\s+MicrosoftInternetExplorer\d)?')
 _INVISIBLE = r'[\xad\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069]|(?<=[!-\u024f])[\u200c\u200d](?=[!-\u024f])'
-_SPACE = r'(?:[\s\x00-\x1f\x7f\u200b\ufeff\ufffc\ue000-\uf8ff\U000f0000-\U0010ffff]|\\[nrt])+'
+_SPACE = r'[\s\x00-\x1f\x7f\u200b\ufeff\ufffc\ue000-\uf8ff\U000f0000-\U0010ffff]+'
 _WINDOWS = {code: bytes([code]).decode('cp1252', 'replace') for code in range(0x80, 0xa0)}  # read as Latin-1
 
 # Pairs of a part that a text contains, and the replacements that this text requires
 _REPLACEMENTS = (
     ('<', ((_CDATA, r'\1'), (_COMMENT, ' '), (_NOT_TEXT, ' '), (_TAG, ' '), (_CUT_TAG, ''))),
     ('[', ((_SHORTCODE, ' '),)),
+    ('\\', ((r'(?:\\[nrt])+', ' '),)),
     ('mso-|Mso|Normal|@page|@font-face', ((_WORD, ' '),)),
 )
 
@@ -58,17 +59,20 @@ def clean_text(
     texts: pd.Series,  # N texts
 ) -> pd.Series:  # N texts without markup, with single spaces
     "Remove markup, control characters and repeated white space, and decode entities."
-    texts = as_texts(texts).str.replace(_TORN_APOSTROPHE, '’', regex=True)
-    texts = texts.str.replace(_TORN_ENTITY, r'&\1;', regex=True).astype(object)
-    for _ in range(3):  # entities may be encoded more than once
-        texts = texts.map(html.unescape).astype(object)  # map returns dtype str in pandas 3
+    texts = as_texts(texts)
+    escaped = texts.str.contains('&', regex=False).astype(bool)
+    torn = texts[escaped].str.replace(_TORN_APOSTROPHE, '’', regex=True)
+    torn = torn.str.replace(_TORN_ENTITY, r'&\1;', regex=True)
+    texts[escaped] = torn.map(lambda text: html.unescape(html.unescape(html.unescape(text)))).astype(object)
     for part, replacements in _REPLACEMENTS:
         rows = texts.str.contains(re.escape(part) if len(part) == 1 else part, regex=True).astype(bool)
         for pattern, replacement in replacements:
             texts[rows] = texts[rows].str.replace(pattern, replacement, regex=True)
-    for pattern, replacement in ((_INVISIBLE, ''), (_SPACE, ' ')):
-        texts = texts.str.replace(pattern, replacement, regex=True)
-    return texts.str.translate(_WINDOWS).str.strip().astype(str)
+    foreign = ~texts.map(str.isascii).astype(bool)
+    texts[foreign] = texts[foreign].str.replace(_INVISIBLE, '', regex=True)
+    texts = texts.str.replace(_SPACE, ' ', regex=True).astype(object)
+    texts[foreign] = texts[foreign].str.translate(_WINDOWS)
+    return texts.str.strip().astype(str)
 
 # %% ../nbs/04_cleaning.ipynb #6b8443f9
 PLACEHOLDERS = {
@@ -128,13 +132,13 @@ def is_boilerplate(
     others: pd.Series,  # N other texts of the same products, such as display names; empty ones count as different
 ) -> pd.Series:  # bool, N
     "Find texts that many different products share."
-    texts, others = normalize_text(texts), normalize_text(others)
-    others = others.where(others != '', pd.Series(range(len(others)), others.index).astype(str) + '\n')
-    pairs = pd.DataFrame({'text': texts, 'other': others})
+    texts, others = as_texts(texts), as_texts(others)
+    products = texts.map(texts.value_counts())
+    many = (products > max(BOILERPLATE_PRODUCTS, BOILERPLATE_SHARE*len(texts))) & (texts != '')
+    pairs = pd.DataFrame({'text': texts[many], 'other': normalize_text(others[many])})
+    pairs['other'] = pairs['other'].where(pairs['other'] != '', pairs.index.astype(str) + '\n')
     different = pairs.drop_duplicates()['text'].value_counts()
-    products = texts.value_counts().reindex(different.index)
-    shared = different.index[(different > BOILERPLATE_PRODUCTS) & (products > BOILERPLATE_SHARE*len(texts))]
-    return texts.isin(shared) & (texts != '')
+    return many & texts.isin(different.index[different > BOILERPLATE_PRODUCTS])
 
 # %% ../nbs/04_cleaning.ipynb #04c00013
 def drop_boilerplate(
