@@ -30,6 +30,7 @@ _ALPHABETS = {  # encoding to letters of languages; those of Latin script withou
     'cp1253': ('αβγδεζηθικλμνξοπρσςτυφχψωάέήίόύώϊϋΐΰ',), 'cp1255': (''.join(map(chr, range(0x5d0, 0x5eb))),),
     'cp1256': (''.join(map(chr, range(0x621, 0x653))) + 'پچژگکیےہھٹڈڑںـ',),
     'cp874': (''.join(map(chr, range(0xe01, 0xe5c))),)}
+_LATIN = {'cp1250', 'cp1252', 'cp1254', 'cp1257'}
 _NOT_THAI = '^[\u0e30-\u0e3a\u0e45-\u0e4e]|[\u0e31\u0e34-\u0e3a]{2}|[\u0e40-\u0e44](?![\u0e01-\u0e2e])'
 _COMMON = {  # encoding to first bytes of common characters
     'gb18030': {*range(0xa1, 0xa4), *range(0xb0, 0xd8)}, 'big5': {*range(0xa1, 0xa4), *range(0xa4, 0xc7)},
@@ -47,7 +48,7 @@ def _words(text: str) -> list[str]:
 def _share_of_words(text: str, encoding: str) -> float:
     "Share of the words that the best of the languages of an encoding can spell."
     words = _words(text)
-    latin = 'abcdefghijklmnopqrstuvwxyz' if encoding in ('cp1250', 'cp1252', 'cp1254', 'cp1257') else ''
+    latin = 'abcdefghijklmnopqrstuvwxyz' if encoding in _LATIN else ''
     letters = [set(word.lower()) for word in words
                if word[1:] in (word[1:].lower(), word[1:].upper()) and not re.search(_NOT_THAI, word)]
     spelled = max(sum(word <= {*alphabet, *latin} for word in letters) for alphabet in _ALPHABETS[encoding])
@@ -81,8 +82,9 @@ def _more_likely(sample: bytes, encodings: Iterable[str]) -> list[str]:
     "The encodings, except those whose letters are clearly less frequent in any language."
     matches = list(from_bytes(sample, cp_isolation=list(encodings), threshold=1))
     best = matches[0] if matches else None
-    if best is None:
-        return list(encodings)
+    least = 20 if _LATIN & {*encodings} else 8  # words; the frequencies of fewer letters say nothing
+    if best is None or len(_words(str(best))) < least:
+        return [*dict.fromkeys([*(match.encoding for match in matches), *encodings])]
     margin = .1 if len(_words(str(best))) < 20 else .03
     near = [match for match in matches if match.chaos < best.chaos + .05 and match.coherence > best.coherence - margin]
     unrated = [encoding for encoding in encodings if encoding not in [match.encoding for match in matches]]

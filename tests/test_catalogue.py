@@ -38,7 +38,9 @@ def test_encodings_are_detected_and_named(tmp_path, encoding, capsys):
     assert 'is not UTF-8; the table is read as' in out and out.count('\n') == 1
 
 
-@pytest.mark.parametrize('encoding, word', [('cp1251', 'красное'), ('cp1252', 'crème'), ('gbk', '红色')])
+@pytest.mark.parametrize('encoding, word', [
+    ('cp1251', 'красное'), ('cp1255', 'אדומה'), ('cp1252', 'crème'), ('gbk', '红色'),
+])
 def test_an_uncertain_encoding_is_asked_for_and_remembered(catalogue, tmp_path, run, encoding, word):
     (catalogue/'data.csv').write_bytes((HEADER + rows(20).replace('Product', word)).encode(encoding))
     root = tmp_path/'root'
