@@ -10,7 +10,7 @@ parser = ConfigParser(delimiters=["="], interpolation=None)
 parser.read(here / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 
-EXTRAS = ("dev", "lora", "onnx", "store", "hub", "heic", "app")
+EXTRAS = ("dev", "lora", "onnx", "store", "excel", "parquet", "heic", "app")
 
 setup(
     name=cfg["lib_name"],

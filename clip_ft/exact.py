@@ -84,7 +84,7 @@ class ExactIndex:
         keep = np.ones(len(self), bool)
         for column, kind, wanted in conditions:
             codes, values = self.distinct_values(column)
-            keep &= fits(values, kind, wanted)[codes]
+            keep &= fits(values, kind, wanted, column)[codes]
         return np.flatnonzero(keep)
 
 # %% ../nbs/63_exact.ipynb #b8c2a4e0

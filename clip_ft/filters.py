@@ -16,6 +16,7 @@ from markupsafe import Markup
 from traitlets.utils.bunch import Bunch
 
 from .cards import HIDDEN, column_label
+from .cleaning import plain_numbers
 from .core import InputError
 from .texts import ATTRIBUTES
 
@@ -48,7 +49,7 @@ class Facets:
 # %% ../nbs/71_filters.ipynb #71f00002
 def _as_numbers(texts: pd.Series) -> np.ndarray | None:
     "Texts as floats, NaN if missing; None unless there are at least three different numbers and no other text."
-    texts = texts.str.strip().str.lower().replace({'nan': '', 'none': ''})
+    texts = plain_numbers(texts.str.strip().str.lower().replace({'nan': '', 'none': ''}), '')[0]
     numbers = pd.to_numeric(texts, errors='coerce').to_numpy(float)
     filled = numbers[(texts != '').to_numpy()]
     if np.isfinite(filled).all() and len(np.unique(filled)) >= 3:

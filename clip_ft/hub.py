@@ -15,12 +15,12 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
+from .catalogue import TABLE_NAMES, read_any_table
 from .cleaning import PROBLEM_COLUMN
 from .core import InputError, atomic_write
-from .data import TABLE_NAMES
 from .download import image_suffix
 from .shops import IMAGE_SEPARATOR
-from .tables import keep_original, read_table
+from .tables import keep_original
 
 # %% ../nbs/14_hub.ipynb #4bb0a007
 _METADATA = ('metadata.csv', 'metadata.jsonl', 'metadata.parquet')
@@ -35,7 +35,7 @@ def _parquet() -> Any:
     try:
         import pyarrow.parquet  # imported here because only tables in Parquet need it
     except ImportError:
-        raise InputError('Parquet files require pyarrow; install it with: pip install "clip_ft[hub]".') from None
+        raise InputError('Parquet files require pyarrow; install it with: pip install "clip_ft[parquet]".') from None
     return pyarrow.parquet
 
 
@@ -68,7 +68,7 @@ def is_dataset(
 ) -> bool:
     "Whether a folder is a data set of Hugging Face with images, in one of the two layouts."
     folder = Path(folder)
-    if any((folder/name).is_file() for name in TABLE_NAMES):
+    if any((folder/f'{name}.csv').is_file() for name in TABLE_NAMES):
         return False
     metadata, tables = _parts(folder)
     return bool(metadata or tables)
@@ -121,13 +121,7 @@ def _read_metadata(folder: Path, paths: list[Path]) -> pd.DataFrame:
     "The table of an image folder; names of images are relative to the folder."
     frames = []
     for path in paths:
-        if path.suffix == '.csv':
-            table = read_table(path)
-        elif path.suffix == '.jsonl':
-            table = _read_lines(path)
-        else:
-            data = _parquet().read_table(path)
-            table = pd.DataFrame({name: _texts(data[name], {}) for name in data.column_names}, dtype=str)
+        table = read_any_table(path)
         names = [name for name in table if name == 'file_name' or name.endswith('_file_name')]
         if not names:
             raise InputError(f'Cannot read {path}: no column file_name; the table has {", ".join(table)}.')
@@ -135,21 +129,6 @@ def _read_metadata(folder: Path, paths: list[Path]) -> pd.DataFrame:
         image = table[names[0]].str.strip().map(lambda name, place=place: name if place == '.' else f'{place}/{name}')
         frames.append(keep_original(table.drop(columns=names[0]), ['image']).assign(image=image))
     return _with_split(frames, paths, folder)
-
-
-def _read_lines(path: Path) -> pd.DataFrame:
-    rows = []
-    for number, line in enumerate(path.read_text('utf-8-sig', 'replace').splitlines(), 1):
-        try:
-            row = json.loads(line) if line.strip() else {}
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise InputError(f'Cannot read {path}: line {number} is not a JSON object.')
-        lists = {name: ', '.join(map(str, value)) for name, value in row.items() if isinstance(value, list)}
-        rows.append({**row, **lists})
-    table = pd.DataFrame([row for row in rows if row], dtype=object)
-    return table.where(table.notna(), '').astype(str)
 
 
 def read_dataset(

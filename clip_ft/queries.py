@@ -70,6 +70,10 @@ def query_sets(
     relevant = relevant_rows(groups)
     columns = {'full text': 'full_text', 'name': 'display name', 'description': 'description'}
     sets = {name: QuerySet(list(products[c].astype(str)), relevant, rows, groups) for name, c in columns.items()}
+    described = rows[(products['description'] != '').to_numpy()]  # boilerplate descriptions were left out
+    texts = sets['description'].texts
+    sets['description'] = QuerySet([texts[row] for row in described], [relevant[row] for row in described], described,
+                                   groups[described])
     sets['image'] = QuerySet(sets['name'].texts, relevant, rows, groups, by_image=True)
     for kind in ('colour', 'gender'):
         queries = attribute_queries(products, kind)

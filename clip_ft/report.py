@@ -31,8 +31,7 @@ from .model_card import CARD_FILE, save_evaluation, write_card
 from .plots import before_after, contact_sheet, plot_confusion, plot_hit_rate, plot_ranks
 from .queries import QuerySet, read_queries
 from .rendering import data_url, render_template, static_file
-from .splits import split_digest
-from .tables import read_judgments
+from .splits import read_judgments, split_digest
 from .train_command import open_model
 
 # %% ../nbs/55_report.ipynb #9a5d3e07

@@ -13,9 +13,9 @@ from typing import Any
 
 import pandas as pd
 
+from .catalogue import read_any_table
 from .cleaning import as_texts
 from .core import InputError
-from .tables import read_table
 
 # %% ../nbs/12_shops.ipynb #5409a007
 IMAGE_SEPARATOR = ' | '  # between the names in the column images
@@ -311,6 +311,7 @@ def _item(element: Any) -> dict[str, str]:
 
 def read_export(
     path: str | Path,  # table, or a feed in XML
+    encoding: str | None = None,  # encoding of the table, such as cp1251; None: detect it
 ) -> pd.DataFrame:  # all values are str
     "Read a table or a product feed."
-    return read_feed(path) if Path(path).suffix.lower() == '.xml' else read_table(path)
+    return read_feed(path) if Path(path).suffix.lower() == '.xml' else read_any_table(path, encoding)

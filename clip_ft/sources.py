@@ -7,6 +7,7 @@ __all__ = ['KAGGLE_SET', 'MAX_NESTED', 'stratified_sample', 'get_data', 'get_dat
 
 # %% ../nbs/16_sources.ipynb #85c4b905
 import os
+import re
 import shutil
 import zipfile
 from functools import partial
@@ -18,12 +19,15 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from .archives import copy_stream, extract_members, is_complete, safe_members
+from clip_ft.catalogue import (
+    TABLE_SUFFIXES, add_columns_option, find_table, list_tables, read_any_table,
+)
 from .cleaning import as_texts
 from clip_ft.core import (
     InputError, Paths, atomic_write, command_parser, console_script, is_temporary, name_disk_errors,
     non_negative_int, printable,
 )
-from .data import add_columns_option, find_table, image_folder, read_products
+from .data import image_folder, read_products
 from .demo import draw_catalogue
 from .download import DownloadSettings
 from .exports import from_dataset, from_export, is_export, is_table
@@ -32,10 +36,11 @@ from .images import OUTSIDE, allow_links, image_problem
 from .locks import stage_lock
 from .matching import describe_links, list_files, match_images
 from clip_ft.record import (
-    SOURCE_FILE, add_links_option, catalogue_folder, read_source, remember_links, write_source,
+    OPTIONS, SOURCE_FILE, add_links_option, catalogue_folder, read_options, read_source, remember, remember_links,
+    write_source,
 )
 from .shops import read_export, shop_format
-from .tables import read_table, write_table
+from .tables import write_table
 
 # %% ../nbs/16_sources.ipynb #9615f576
 def stratified_sample(
@@ -73,7 +78,7 @@ def _unwrap(folder: str | Path) -> Path:
     "Return the folder of the table: this folder, or the only one nested in it that contains a table."
     level, found = [Path(folder)], []
     for _ in range(MAX_NESTED):
-        found = [path for path in level if any(path.glob('[!.]*.csv'))]
+        found = [path for path in level if list_tables(path)]
         if found:
             break
         inner = (path for outer in level for path in sorted(outer.iterdir()))
@@ -86,12 +91,12 @@ def _unwrap(folder: str | Path) -> Path:
     return nested
 
 
-def _write_sample(folder: Path, destination: Path, limit: int, seed: int, columns: dict | None) -> pd.DataFrame:
+def _write_sample(folder: Path, destination: Path, limit: int, seed: int, options: dict) -> pd.DataFrame:
     "Write a sample of the table of a catalogue; return the products in it."
-    products = read_products(folder, columns)
+    products = read_products(folder, **options)
     table = find_table(folder)
     rows = stratified_sample(products['category'], limit, seed)
-    write_table(read_table(table).iloc[rows], destination/table.name)
+    write_table(read_any_table(table, options['encoding']).iloc[rows], destination/f'{table.stem}.csv')
     styles = folder/'styles.csv'
     if styles.is_file() and styles != table:
         with atomic_write(destination/styles.name) as temporary:
@@ -99,12 +104,12 @@ def _write_sample(folder: Path, destination: Path, limit: int, seed: int, column
     return products.iloc[rows]
 
 # %% ../nbs/16_sources.ipynb #1358d29f
-def _from_folder(folder: Path, destination: Path, limit: int | None, seed: int, columns: dict | None) -> Path:
+def _from_folder(folder: Path, destination: Path, limit: int | None, seed: int, options: dict) -> Path:
     "Use a folder in place or, with a limit, copy a sample of it; return the folder of the catalogue."
     folder = _unwrap(folder).resolve()
     if limit is None:
         return folder
-    sample = _write_sample(folder, destination, limit, seed, columns)
+    sample = _write_sample(folder, destination, limit, seed, options)
     images = image_folder(folder, sample)
     found = match_images(as_texts(sample['image']).str.strip(), list_files(images), images)['image']
     outside = []
@@ -123,7 +128,7 @@ def _from_folder(folder: Path, destination: Path, limit: int | None, seed: int, 
     return destination
 
 # %% ../nbs/16_sources.ipynb #2c8a549e
-def _from_zip(path: Path, destination: Path, limit: int | None, seed: int, columns: dict | None) -> Path:
+def _from_zip(path: Path, destination: Path, limit: int | None, seed: int, options: dict) -> Path:
     "Unpack a zip file or, with a limit, a sample of it; return the folder of the catalogue."
     try:
         archive = zipfile.ZipFile(path)
@@ -135,12 +140,14 @@ def _from_zip(path: Path, destination: Path, limit: int | None, seed: int, colum
         if limit is None:
             extract_members(archive, members, destination)
             return _unwrap(destination)
-        extract_members(archive, {name: info for name, info in members.items() if name.endswith('.csv')}, tables)
+        files = {name: info for name, info in members.items() if name.lower().endswith(TABLE_SUFFIXES)}
+        extract_members(archive, files, tables)
         folder = _unwrap(tables)
-        if shop_format(read_export(find_table(folder))):  # from_export takes the sample
+        raw = read_export(find_table(folder), options['encoding'])
+        if not options['columns'] and shop_format(raw):  # from_export takes the sample
             extract_members(archive, members, destination)
             return _unwrap(destination)
-        names = as_texts(_write_sample(folder, destination, limit, seed, columns)['image']).str.strip()
+        names = as_texts(_write_sample(folder, destination, limit, seed, options)['image']).str.strip()
         prefix = '' if folder == Path(tables) else f'{folder.relative_to(tables)}/'
         inside = {name.removeprefix(prefix): info for name, info in members.items() if name.startswith(prefix)}
         found = match_images(names, sorted(inside), folder)['image']
@@ -175,7 +182,7 @@ def _check_request(request: dict, record: dict | None, paths: Paths) -> None:
         names = [path.name for path in paths.extracted.iterdir()] if paths.extracted.is_dir() else []
         if not in_place and not all(map(is_temporary, names)):
             raise InputError(f'The folder {where} files that are not from get_data; {advice}.')
-    elif {**record, 'folder': None, 'follow_links': None} != {**request, 'follow_links': None}:
+    elif any(record.get(name) != request.get(name) for name in {*record, *request} - {'folder', *OPTIONS}):
         limit = f' with limit {record["limit"]}' if record.get('limit') else ''
         raise InputError(f'The folder {where} another catalogue, {record["source"]}{limit}; {advice}.')
 
@@ -185,18 +192,22 @@ def get_data(
     paths: Paths,  # the project; the catalogue is stored in paths.extracted, but a whole folder is used in place
     limit: int | None = None,  # number of products, drawn with the same shares of categories; None: all
     seed: int = 42,  # seed of the sample, or of the demo
-    columns: dict[str, str] | None = None,  # as in read_products; used with a limit, and for addresses of images
+    columns: dict[str, str] | None = None,  # as in read_products; preprocess uses them too
     follow_links: str | Path | None = None,  # folder outside the source to which links in it may point
+    encoding: str | None = None,  # as in read_products; preprocess uses it too
     allow_private: bool = False,  # images may be on this computer or in a private network
 ) -> Path:  # folder of the catalogue, for read_products
     "Get a catalogue. Raises InputError, and overwrites nothing, if the project already contains another one."
     request = _request(str(source), limit, seed)
     if follow_links is not None and os.path.isdir(request['source']):
         allow_links(request['source'], follow_links)
+    options = {'columns': columns, 'encoding': encoding}
     if not _is_finished(request, paths):
         with stage_lock('get_data', paths.extracted.parent), name_disk_errors(paths.extracted):
             if not _is_finished(request, paths):  # another process may have finished it in the meantime
-                _get_catalogue(request, paths, columns, DownloadSettings(allow_private))
+                _get_catalogue(request, paths, options, DownloadSettings(allow_private))
+    applied = read_options(paths)['applied']
+    remember(paths, **{name: value for name, value in options.items() if value and name not in applied})
     if follow_links is not None:
         remember_links(paths, follow_links)
     return catalogue_folder(paths)
@@ -209,38 +220,40 @@ def _is_finished(request: dict, paths: Paths) -> bool:
     return record is not None and record['folder'] is not None
 
 
-def _get_catalogue(request: dict, paths: Paths, columns: dict | None, settings: DownloadSettings) -> None:
+def _get_catalogue(request: dict, paths: Paths, options: dict, settings: DownloadSettings) -> None:
     "Fetch a catalogue. The record of its source is incomplete until all files are there."
     write_source(paths, request)
     try:
         source, limit, seed = request['source'], request['limit'], request['seed']
-        folder = _fetch(source, paths.extracted, limit, seed, columns, settings).resolve()
+        folder, applied = _fetch(source, paths.extracted, limit, seed, options, settings)
     except BaseException:
         if os.listdir(paths.extracted) == [SOURCE_FILE]:  # nothing was fetched
             (paths.extracted/SOURCE_FILE).unlink()
         raise
-    home = paths.extracted.resolve()
+    folder, home = folder.resolve(), paths.extracted.resolve()
     relative = folder.relative_to(home) if folder.is_relative_to(home) else folder
-    write_source(paths, {**request, 'folder': str(relative)})
+    write_source(paths, {**request, 'folder': str(relative), 'applied': applied})
 
 
-def _fetch(source: str, destination: Path, limit: int | None, seed: int, columns: dict | None,
-           settings: DownloadSettings) -> Path:
+def _fetch(source: str, destination: Path, limit: int | None, seed: int, options: dict,
+           settings: DownloadSettings) -> tuple[Path, list[str]]:
+    "Return the folder of the catalogue, and the options that no longer apply to its table."
     if source == 'demo':
-        return draw_catalogue(destination, n=limit or 2400, seed=seed)
+        return draw_catalogue(destination, n=limit or 2400, seed=seed), ['columns', 'encoding']
     if source.startswith('hf:'):
         path = download_dataset(source[3:], destination)
     else:
         path = _download_kaggle() if source == 'kaggle' else Path(source)
     choose = None if limit is None else partial(stratified_sample, limit=limit, seed=seed)
     if path.is_dir() and is_dataset(path):
-        return from_dataset(path, destination, choose, columns)
-    if path.is_file() and is_table(path) and not zipfile.is_zipfile(path):
-        return from_export(path, destination, choose, columns, settings)
-    folder = _unwrap(path) if path.is_dir() else _from_zip(path, destination, limit, seed, columns)
-    if is_export(folder):
-        return from_export(folder, destination, choose, columns, settings)
-    return _from_folder(folder, destination, limit, seed, columns) if path.is_dir() else folder
+        return from_dataset(path, destination, choose, options['columns']), ['encoding']
+    if path.is_file() and is_table(path):
+        return from_export(path, destination, choose, options, settings), ['columns', 'encoding']
+    folder = _unwrap(path) if path.is_dir() else _from_zip(path, destination, limit, seed, options)
+    if is_export(folder, options['encoding']):
+        return from_export(folder, destination, choose, options, settings), ['columns', 'encoding']
+    folder = _from_folder(folder, destination, limit, seed, options) if path.is_dir() else folder
+    return folder, ['encoding'] if limit else []  # a sample is written as UTF-8
 
 # %% ../nbs/16_sources.ipynb #33fa90fa
 @console_script
@@ -259,5 +272,5 @@ def get_data_main(argv: list[str] | None = None) -> None:
                         help='download images also from this computer and private networks, if the table names them')
     args = parser.parse_args(argv)
     folder = get_data(args.source, Paths(args.root), args.limit, args.seed, dict(args.columns), args.follow_links,
-                      args.allow_private)
+                      args.encoding, args.allow_private)
     print(printable(f'the catalogue is in {folder}'))

@@ -7,6 +7,7 @@ __all__ = ['OWN', 'META', 'PROBES', 'REFINE', 'CHANGED', 'where_sql', 'LanceStor
 
 # %% ../nbs/64_store.ipynb #86a6dfbd
 import lancedb
+import math
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -27,30 +28,26 @@ from .cleaning import as_texts
 from .core import InputError, name_disk_errors
 from .embedding import SHARD, EmbeddedImages, embed_blocks
 from .locks import stage_lock
-from .where import Condition, read_where, with_scores
+from .where import Condition, read_where, with_scores, without_numbers
 
 # %% ../nbs/64_store.ipynb #a44b16bd
 OWN = ('vector', 'digest')  # columns of the store that are not columns of the catalogue
-
 
 def _stored_name(column: str) -> str:
     "The name of a column of the catalogue in the store."
     plain = re.fullmatch(r'[A-Za-z][\w \-]*', column, re.ASCII) and column not in OWN
     return column if plain else '_' + column.encode(errors='surrogatepass').hex()
 
-
 def _column_name(stored: str) -> str:
     "The name in the catalogue of a column of the store."
     encoded = re.fullmatch(r'_(?:[0-9a-f]{2})*', stored)
     return bytes.fromhex(stored[1:]).decode(errors='surrogatepass') if encoded else stored
-
 
 def where_sql(
     conditions: Iterable[Condition],  # from read_where
 ) -> str | None:  # filter of LanceDB; None without conditions
     "Convert conditions to SQL."
     return ' AND '.join(f'({_condition_sql(*condition)})' for condition in conditions) or None
-
 
 def _condition_sql(column: str, kind: str, wanted: Any) -> str:
     name = f'`{_stored_name(column)}`'
@@ -62,9 +59,7 @@ def _condition_sql(column: str, kind: str, wanted: Any) -> str:
         return 'false'
     return f'contains(lower({name}), {literals[0]})' if kind == 'contains' else f'{name} IN ({", ".join(literals)})'
 
-
 def _literal(text: str) -> str: return "'" + text.replace("'", "''") + "'"
-
 
 def _is_unicode(text: str) -> bool:
     "Whether a text can be stored: bytes of a file name that are not UTF-8 cannot."
@@ -136,11 +131,7 @@ def _matrix(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _texts(rows: pa.Table) -> pd.DataFrame: return rows.to_pandas().fillna('').astype(str)
-
-
 def _frame(rows: pa.Table) -> pd.DataFrame: return _texts(rows).rename(columns=_column_name)
-
-
 def _stored_names(columns: Iterable[str]) -> list[str]: return [_stored_name(column) for column in columns]
 
 # %% ../nbs/64_store.ipynb #ce81e858
@@ -183,7 +174,7 @@ def nearest(
     self: LanceStore, vectors: np.ndarray, top_k: int, where: dict | None = None, offset: int = 0
 ) -> list[pd.DataFrame]:
     "The products nearest to each query, as described in Index; approximate if there is a vector index."
-    table, sql = self._filled(), where_sql(read_where(where, self.columns))
+    table, sql = self._filled(), self._sql(where)
     found = []
     for vector in vectors:
         query = table.search(vector).distance_type('cosine').select([*_stored_names(self.columns), '_distance'])
@@ -198,7 +189,7 @@ def nearest(
 @patch
 def match(self: LanceStore, text: str, top_k: int, where: dict | None = None) -> list[str]:
     "Products whose names contain all words or, if there are none, some of the words, ranked by BM25."
-    sql = where_sql(read_where(where, self.columns))
+    sql = self._sql(where)
     for operator in (FullTextOperator.AND, FullTextOperator.OR):
         words = MatchQuery(text, column='display name', operator=operator)
         query = self._filled().search(words).select(['image', '_score']).limit(top_k)
@@ -208,6 +199,17 @@ def match(self: LanceStore, text: str, top_k: int, where: dict | None = None) ->
         if found:
             return found
     return []
+
+# %% ../nbs/64_store.ipynb #c582016b
+@patch
+def _sql(self: LanceStore, where: dict | None) -> str | None:
+    "The filter for conditions. Raises `InputError` for a range over a column without numbers."
+    conditions = read_where(where, self.columns)
+    for column in [condition.column for condition in conditions if condition.kind == 'range']:
+        numbers = where_sql([Condition(column, 'range', (-math.inf, math.inf))])
+        if not self._filled().search().where(numbers).limit(1).to_arrow().num_rows:
+            raise without_numbers(column)
+    return where_sql(conditions)
 
 # %% ../nbs/64_store.ipynb #868734da
 @patch
