@@ -20,7 +20,8 @@ __version__ = "0.2.0"
 # %% ../nbs/80_init.ipynb #99e05eaf
 if TYPE_CHECKING:
     from clip_ft.core import InputError, Paths
-    from clip_ft.data import clean_products, preprocess, read_products, split_products
+    from clip_ft.splits import split_products
+    from clip_ft.data import clean_products, preprocess, read_products
     from clip_ft.sources import get_data
     from clip_ft.dataset import PixelCache
     from clip_ft.augment import Augment

@@ -219,7 +219,7 @@ def _is_finished(request: dict, paths: Paths) -> bool:
     _check_request(request, record, paths)
     return record is not None and record['folder'] is not None
 
-
+# %% ../nbs/16_sources.ipynb #4f607078
 def _get_catalogue(request: dict, paths: Paths, options: dict, settings: DownloadSettings) -> None:
     "Fetch a catalogue. The record of its source is incomplete until all files are there."
     write_source(paths, request)
