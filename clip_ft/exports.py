@@ -21,13 +21,13 @@ from .core import InputError, printable
 from .data import read_products
 from .download import DownloadSettings, download_catalogue
 from .hub import read_dataset, write_images
+from .matching import IMAGE_ENDING
 from .record import WRITTEN_TABLE
 from .shops import has_addresses, read_export, shop_format, shop_products
 from .tables import write_table
 
 # %% ../nbs/15_exports.ipynb #e4907006
 EXPORT_SUFFIXES = (*TABLE_SUFFIXES, '.txt', '.xml')
-_IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp', '.avif', '.tif', '.tiff', '.heic')
 
 def is_table(
     path: str | Path,  # file
@@ -41,7 +41,7 @@ def _is_addressed(table: pd.DataFrame) -> bool:
 
 
 def _has_images(folder: Path) -> bool:
-    return any(name.lower().endswith(_IMAGE_SUFFIXES) for _, _, names in os.walk(folder) for name in names)
+    return any(IMAGE_ENDING.search(name) for _, _, names in os.walk(folder) for name in names)
 
 
 def is_export(
