@@ -109,7 +109,8 @@ def test_own_columns_are_kept(project):
             names = [column, f'original {column}', f'original original {column}']
             assert any((rows[name] == own[column].reindex(rows.index)).all() for name in names if name in rows), column
     assert set(kept['pixel_id'].str.len()) == {16} and kept['full_text'].str.contains('text').sum() >= 40
-    assert found['rank'].tolist() == list(range(1, len(found) + 1)) and set(rejects['reason']) == {'image is missing'}
+    assert found['rank'].tolist() == list(range(1, len(found) + 1))
+    assert set(rejects['reason'].str.partition(':')[0]) == {'image is missing'}  # some name the nearest file
 
 
 def test_tables_for_people_contain_no_formulas(project):
