@@ -154,7 +154,10 @@ def start_server(kind, folder, root):
 def run_cell(page, i):
     "Run a cell of the notebook; repeated, since a notebook that has just been opened may miss the first key."
     cell = page.locator('.jp-CodeCell').nth(i)
+    answer = page.locator('.jp-Dialog .jp-mod-accept')         # JupyterLab may ask something while the server is slow
     for _ in range(20):
+        if answer.count():
+            answer.first.click()
         cell.locator('.jp-InputArea-editor').click()
         page.keyboard.press('Control+Enter')
         page.wait_for_timeout(300)
