@@ -29,6 +29,7 @@ from .core import InputError, Paths, atomic_write, printable
 from .dataset import PixelCache
 from .model import save_model
 from .archives import check_zip
+from .towers import without_prefixes
 
 # %% ../nbs/34_checkpoints.ipynb #d6df271b
 def weights_hash(
@@ -65,11 +66,7 @@ _NUMPY: list[Any] = [  # the types of numbers and arrays, and the functions that
 
 def _plain_names(weights: dict) -> dict:
     "Weights under the names of the plain model."
-    weights = {str(name): value for name, value in weights.items()}
-    for prefix in _PREFIXES*2:
-        if weights and all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    return weights
+    return without_prefixes({str(name): value for name, value in weights.items()}, _PREFIXES*2)
 
 
 def _split_weights(checkpoint: Any, path: str | Path) -> dict:

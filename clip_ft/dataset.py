@@ -59,7 +59,7 @@ class ResizeSpec:
             height = shape.get('height') or shape.get('shortest_edge') or 0
             if not height or height != (shape.get('width') or height):
                 raise InputError(f'The input size of this model is {shape}; only square inputs are supported.')
-        return cls(int(height or 0), size.get('shortest_edge') or size['height'], 'height' not in size, p.resample)
+        return cls(int(height), size.get('shortest_edge') or size['height'], 'height' not in size, p.resample)
 
 # %% ../nbs/20_dataset.ipynb #bf934f1e
 _MAX_RESIZED = 2**24  # pixels after resizing; images that would have more are cut first

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONFIG_FILE', 'VOCABULARY_FILES', 'TOKENIZER_FILES', 'is_open_clip', 'quiet', 'read_open_clip', 'open_clip_folder',
-           'replaced_folder', 'save_open_clip']
+           'set_aside', 'replaced_folder', 'save_open_clip']
 
 # %% ../nbs/30_formats.ipynb #649d69d4
 import json
@@ -304,13 +304,16 @@ def open_clip_folder(
     return folder
 
 # %% ../nbs/30_formats.ipynb #f4800df8
+def set_aside(folder: Path) -> Path: return folder.parent/f'.{folder.name}-old'  # its name while it is replaced
+
+
 @contextmanager
 def replaced_folder(
     folder: str | Path,  # folder to write; replaced if it exists
 ) -> Iterator[Path]:  # temporary folder to write to
     "Yield an empty folder, and rename it to the final one unless an exception is raised."
     folder = Path(folder)
-    new, old = temporary_path(folder), folder.parent/f'.{folder.name}-old'
+    new, old = temporary_path(folder), set_aside(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if old.exists() and not folder.exists():  # a process was killed between the two renamings
         os.replace(old, folder)

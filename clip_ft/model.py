@@ -11,7 +11,6 @@ __all__ = ['CAUSAL', 'BIDIRECTIONAL', 'NOTES_FILE', 'default_device', 'open_devi
 import json
 import os
 import re
-import shutil
 import torch
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,9 +20,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoProcessor, CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
 from typing import Any
-from .core import InputError, flush_to_disk, name_disk_errors, temporary_path
+from .core import InputError
 from .dataset import Normalize, ResizeSpec
-from .formats import open_clip_folder, quiet, read_open_clip
+from .formats import open_clip_folder, quiet, read_open_clip, replaced_folder, set_aside
 from .inputs import ModelInputs, check_pixels, check_vocabulary, embedding_size, fit_processor
 from .texts import Tokens
 from .towers import MAX_IMAGE_SIZE, MAX_LAYERS
@@ -121,14 +120,13 @@ def text_features(
 ) -> torch.Tensor:  # float32 [B, D], rows of length 1
     "Embed a batch of tokenized texts."
     device, tokens, tower = model_device(model), dict(tokens), model.config.text_config.model_type
-    if tower in CAUSAL:
+    if tower in CAUSAL or (tower == 'siglip_text_model' and device.type == 'cuda'):
+        # for SigLIP, because some versions of transformers make this mask only while a CUDA graph is recorded
         width = tokens['input_ids'].shape[1]
-        tokens['attention_mask'] = torch.ones(1, 1, width, width, dtype=torch.bool, device=device).tril()
+        mask = torch.ones(1, 1, width, width, dtype=torch.bool, device=device)
+        tokens['attention_mask'] = mask.tril() if tower in CAUSAL else mask
     elif tower in BIDIRECTIONAL and 'attention_mask' in tokens:
         tokens['attention_mask'] = tokens['attention_mask'].bool()[:, None, None]  # [B, 1, 1, L]
-    elif tower == 'siglip_text_model' and device.type == 'cuda':
-        width = tokens['input_ids'].shape[1]  # some versions of transformers make this mask only in a CUDA graph
-        tokens['attention_mask'] = torch.ones(1, 1, width, width, dtype=torch.bool, device=device)
     return _normalized(model.get_text_features(**{name: x.to(device) for name, x in tokens.items()}))
 
 # %% ../nbs/31_model.ipynb #8bc0a0c1
@@ -168,40 +166,16 @@ def save_model(
     notes: dict[str, Any] | None = None,  # plain values to store with the model, for read_notes
 ) -> None:
     "Write a model and its processor to a folder, which is never partly written."
-    folder = Path(folder)
-    new, old = temporary_path(folder), _replaced_folder(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if old.exists() and not folder.exists():  # a process was killed between the two renamings
-        os.replace(old, folder)
-    try:
-        with name_disk_errors(folder, new), quiet():
-            new.mkdir()
-            model.save_pretrained(new, state_dict=weights)
-            processor.save_pretrained(new)
-            if notes:
-                (new/NOTES_FILE).write_text(json.dumps(notes, indent=1))
-            for path in (*new.iterdir(), new):
-                flush_to_disk(path)
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(new, folder)
-        flush_to_disk(folder.parent)
-    finally:
-        if old.exists() and not folder.exists():  # the second renaming failed
-            os.replace(old, folder)
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _replaced_folder(folder: Path) -> Path:
-    "The hidden name of a folder while another one takes its place."
-    return folder.parent/f'.{folder.name}-old'
+    with replaced_folder(folder) as new, quiet():
+        model.save_pretrained(new, state_dict=weights)
+        processor.save_pretrained(new)
+        if notes:
+            (new/NOTES_FILE).write_text(json.dumps(notes, indent=1))
 
 
 def _present_folder(name: str | Path) -> str:
     "The folder of a model, also if a process was killed between the two renamings of save_model."
-    replaced = _replaced_folder(Path(name))
+    replaced = set_aside(Path(name))
     return str(replaced if not os.path.exists(name) and replaced.is_dir() else name)
 
 # %% ../nbs/31_model.ipynb #c0d10001
@@ -233,7 +207,7 @@ def _check_config(config: Any, name: str) -> None:
 
 
 def _check_weights(info: dict[str, Any], name: str) -> None:
-    "Raise InputError for weights that belong to another configuration, or that are not finite."
+    "Raise InputError for weights that belong to another configuration."
     wrong = sorted(info['missing_keys']) + [str(key[0]) for key in info.get('mismatched_keys', [])]
     if wrong:
         raise InputError(f"The weights of '{name}' do not fit its config.json: {len(wrong)} of them are missing or "
@@ -259,12 +233,14 @@ def _check_embeds(model: Any, processor: Any) -> None:
         raise InputError(f'Its files are damaged: they ask for images of {spec.resized_edge:,} pixels.')
     check_pixels(processor)
     black = torch.zeros(1, 3, spec.size, spec.size, dtype=torch.uint8)
-    tokens = Tokens(processor, ['a', 'b'])[[0, 1]]
-    if torch.equal(*tokens['input_ids']):
+    vocabulary = sorted(processor.tokenizer.get_vocab())
+    words = vocabulary[::len(vocabulary)//50+1]  # a tokenizer of whole words may know no single letters
+    texts = Tokens(processor, ['a', 'b', *words])
+    if len(texts[range(len(texts))]['input_ids'].unique(dim=0)) < 2:
         raise InputError('Its tokenizer does not tell texts apart.')
     with in_evaluation_mode(model):
         pixels = Normalize(processor)(black).to(model_device(model))
-        sizes = {image_features(model, pixels).shape[1], text_features(model, tokens).shape[1]}
+        sizes = {image_features(model, pixels).shape[1], text_features(model, texts[[0, 1]]).shape[1]}
     if sizes != {embedding_size(model)}:
         raise InputError(f'Its towers return embeddings of {sorted(sizes)} dimensions instead of '
                          f'{embedding_size(model)}.')

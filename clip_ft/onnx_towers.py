@@ -22,7 +22,7 @@ from typing import Any
 from .core import InputError
 from .dataset import Normalize, ResizeSpec, pixel_blocks
 from .inputs import embedding_size
-from .model import image_features, in_evaluation_mode, model_device, text_features
+from .model import CAUSAL, image_features, in_evaluation_mode, model_device, text_features
 from .texts import TextSpec, Tokens
 
 # %% ../nbs/38_onnx_towers.ipynb #380c0007
@@ -109,7 +109,8 @@ def tower_inputs(
     "Describe the inputs of the two towers, and how a score becomes a probability."
     resize, spec = ResizeSpec.from_processor(processor), TextSpec.from_processor(processor)
     normalize = Normalize(processor)
-    names = ['input_ids'] if model.config.model_type == 'clip' else list(Tokens(processor, ['a'])[[0]])
+    causal = model.config.text_config.model_type in CAUSAL  # such a tower needs no mask of the padding
+    names = ['input_ids'] if causal else list(Tokens(processor, ['a'])[[0]])
     shift, gain = normalize.shift.flatten(), normalize.gain.flatten()
     image = dict(
         file='vision_model', input='pixel_values', type='float32', shape=['batch', 3, resize.size, resize.size],
@@ -144,13 +145,12 @@ def _missing() -> InputError:
     return InputError("ONNX needs the packages onnx and onnxruntime: pip install 'clip_ft[onnx]'.")
 
 
-def _examples(model: Any, processor: Any) -> dict[str, list[dict[str, torch.Tensor]]]:
+def _examples(model: Any, processor: Any, names: list[str]) -> dict[str, list[dict[str, torch.Tensor]]]:
     "Inputs of each tower: those that are recorded, and others to check the file with."
     size, device = ResizeSpec.from_processor(processor).size, model_device(model)
     generator = torch.Generator().manual_seed(0)
     pixels = [torch.rand(count, 3, size, size, generator=generator)*2-1 for count in (2, 3)]
     texts = Tokens(processor, ['a', 'a short text', 'a text of some more words, and longer than the others', '1'])
-    names = tower_inputs(model, processor)['text']['inputs']
     batches = [texts[rows] for rows in ([0, 1], [3], [2, 1, 0])]
     return dict(image=[dict(pixel_values=values.to(device)) for values in pixels],
                 text=[{name: batch[name].to(device) for name in names} for batch in batches])
@@ -181,7 +181,7 @@ def save_onnx(
         raise _missing() from None
     folder, inputs = Path(folder), tower_inputs(model, processor)
     (folder/'onnx').mkdir()
-    for tower_name, examples in _examples(model, processor).items():
+    for tower_name, examples in _examples(model, processor, inputs['text']['inputs']).items():
         described = inputs[tower_name]
         path, tower = folder/'onnx'/f'{described["file"]}.onnx', _Tower(model, list(examples[0])).eval()
         with in_evaluation_mode(model):

@@ -222,10 +222,14 @@ def copied_shop(shop, tmp_path):
     return Path(shutil.copytree(shop[0], tmp_path/'copied'))
 
 
+def split_demo(root, count, test_size):
+    "A demo project of a number of products that is ready to train; returns its root."
+    get_data('demo', Paths(root), limit=count)
+    preprocess(Paths(root), test_size=test_size)
+    return root
+
+
 @pytest.fixture(scope='session')
 def split_shop(tmp_path_factory):
     "A smaller demo project that is ready to train. Read only; copy it."
-    root = tmp_path_factory.mktemp('split_shop')/'new'
-    get_data('demo', Paths(root), limit=120)
-    preprocess(Paths(root), test_size=.2)
-    return root
+    return split_demo(tmp_path_factory.mktemp('split_shop')/'new', 120, .2)

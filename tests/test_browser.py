@@ -154,8 +154,15 @@ def start_server(kind, folder, root):
 def run_cell(page, i):
     "Run a cell of the notebook; repeated, since a notebook that has just been opened may miss the first key."
     cell = page.locator('.jp-CodeCell').nth(i)
+    playwright = pytest.importorskip('playwright.sync_api')
+    answer = page.locator('.jp-Dialog .jp-mod-accept')         # JupyterLab may ask something while the server is slow
     for _ in range(20):
-        cell.locator('.jp-InputArea-editor').click()
+        if answer.count():
+            answer.first.click()
+        try:
+            cell.locator('.jp-InputArea-editor').click(timeout=5000)
+        except playwright.TimeoutError:                        # such a dialog is in the way
+            continue
         page.keyboard.press('Control+Enter')
         page.wait_for_timeout(300)
         if cell.locator('.jp-InputPrompt').first.inner_text().strip() != '[ ]:':

@@ -30,7 +30,7 @@ def header(folder):
     return yaml.safe_load((folder/'README.md').read_text().split('---\n')[1])
 
 
-@pytest.mark.parametrize('family', ['CLIP', 'SigLIP', 'SigLIP 2', 'Chinese-CLIP'])
+@pytest.mark.parametrize('family', ['CLIP', 'SigLIP', 'SigLIP 2', 'MetaCLIP 2', 'Chinese-CLIP'])
 def test_towers_and_snippets_agree_with_the_model(tmp_path, family, monkeypatch):
     torch.manual_seed(0)
     model, processor = FAMILIES[family][0](TEXTS, tmp_path)

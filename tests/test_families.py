@@ -14,7 +14,7 @@ import pytest
 import sentencepiece
 import torch
 import transformers
-from conftest import HEADER, jpeg
+from conftest import HEADER, jpeg, split_demo
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch.nn import functional as F
@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, AutoProcessor
 
 from clip_ft.core import Paths
-from clip_ft.data import load_split, preprocess, preprocess_main
+from clip_ft.data import load_split, preprocess_main
 from clip_ft.embedding import embed_main
 from clip_ft.encode import embed_images, embed_texts
 from clip_ft.fast import CompiledLayers, can_record, half_copy
@@ -32,7 +32,7 @@ from clip_ft.losses import model_loss
 from clip_ft.model import image_features, load_model, save_model, text_features, tiny_model
 from clip_ft.report import evaluate_main
 from clip_ft.search_command import search_main
-from clip_ft.sources import get_data, get_data_main
+from clip_ft.sources import get_data_main
 from clip_ft.texts import Tokens
 from clip_ft.train_command import train_main
 
@@ -192,9 +192,7 @@ DONE = {}  # family -> the steps that passed
 @pytest.fixture(scope='module')
 def small_shop(tmp_path_factory):
     "A demo project of 50 products, ready to train for 20 steps of 2 products, and its texts."
-    root = tmp_path_factory.mktemp('small_shop')/'root'
-    get_data('demo', Paths(root), limit=50)
-    preprocess(Paths(root), test_size=.1)
+    root = split_demo(tmp_path_factory.mktemp('small_shop')/'root', 50, .1)
     texts = [text for part in load_split(Paths(root)) for text in part['full_text']]
     return root, texts
 
