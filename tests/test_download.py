@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -214,14 +215,16 @@ def test_a_killed_download_continues_and_requests_nothing_twice(shop, tmp_path, 
     assert sum(Shop.requests.values()) <= 120 + QUICK.per_host  # those that were under way when it was killed
 
 
-def test_ctrl_c_ends_the_download(shop, tmp_path):
+def test_ctrl_c_ends_the_download(shop, tmp_path, request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores the signal
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     Shop.delay = .05
     addresses = [f'{shop}/image/{i}.jpg' for i in range(100)]
 
     def interrupt():
         while sum(Shop.requests.values()) < 20:
             time.sleep(.01)
-        os.kill(os.getpid(), 2)
+        os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
