@@ -22,12 +22,11 @@ from .archives import copy_stream, extract_members, is_complete, safe_members
 from clip_ft.catalogue import (
     TABLE_SUFFIXES, add_columns_option, find_table, list_tables, read_any_table,
 )
-from .cleaning import as_texts
 from clip_ft.core import (
     InputError, Paths, atomic_write, command_parser, console_script, is_temporary, name_disk_errors,
     non_negative_int, printable,
 )
-from .data import image_folder, read_products
+from .data import all_names, image_folder, read_products
 from .demo import draw_catalogue
 from .download import DownloadSettings
 from .exports import from_dataset, from_export, is_export, is_table
@@ -111,7 +110,7 @@ def _from_folder(folder: Path, destination: Path, limit: int | None, seed: int, 
         return folder
     sample = _write_sample(folder, destination, limit, seed, options)
     images = image_folder(folder, sample)
-    found = match_images(as_texts(sample['image']).str.strip(), list_files(images), images)['image']
+    found = match_images(all_names(sample), list_files(images), images)['image'].drop_duplicates()
     outside = []
     for name in tqdm(found[found != ''], desc='copy', unit='file'):
         problem = image_problem(images, name)
@@ -147,7 +146,7 @@ def _from_zip(path: Path, destination: Path, limit: int | None, seed: int, optio
         if not options['columns'] and shop_format(raw):  # from_export takes the sample
             extract_members(archive, members, destination)
             return _unwrap(destination)
-        names = as_texts(_write_sample(folder, destination, limit, seed, options)['image']).str.strip()
+        names = all_names(_write_sample(folder, destination, limit, seed, options))
         prefix = '' if folder == Path(tables) else f'{folder.relative_to(tables)}/'
         inside = {name.removeprefix(prefix): info for name, info in members.items() if name.startswith(prefix)}
         found = match_images(names, sorted(inside), folder)['image']
