@@ -239,8 +239,9 @@ def _check(
     repeated = (images['problem'] == '') & images.duplicated(['product', 'pixel_id'])
     images = images[~repeated].reset_index(drop=True)
     texts = clean[['display name', 'description']].loc[images['product']].set_axis(images.index)
-    reject_placeholder_images(texts, images['pixel_id'], images['problem'])
-    return images
+    problem = images['problem'].copy()
+    reject_placeholder_images(texts, images['pixel_id'], problem)
+    return images.assign(problem=problem)
 
 
 def _with_columns(clean: pd.DataFrame, columns: dict[str, pd.Series], names: pd.Series) -> pd.DataFrame:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SEPARATOR', 'split_images', 'join_values', 'image_parts', 'product_problems', 'joined_images', 'image_notes',
-           'ImageRows', 'image_rows', 'main_rows', 'image_table', 'product_keys', 'product_table', 'image_list',
-           'is_image_of', 'with_images_left', 'draw_images']
+           'ImageRows', 'image_rows', 'image_owners', 'main_rows', 'image_table', 'product_keys', 'product_table',
+           'distinct_images', 'image_list', 'is_image_of', 'with_images_left', 'draw_images']
 
 # %% ../nbs/02_views.ipynb #f1e50004
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+
+from .core import InputError
 
 # %% ../nbs/02_views.ipynb #f1e50007
 IMAGE_SEPARATOR = ' | '  # between the names in the column images
@@ -140,6 +142,17 @@ def image_rows(
     return ImageRows(every.to_numpy(object), every.index.to_numpy(np.int64))
 
 
+def image_owners(
+    products: pd.DataFrame,  # N products
+    count: int,  # number of images: all of the products, or one of each
+) -> np.ndarray:  # int64 [count], ascending
+    "The row of the product of each image. Raises InputError for another number of images."
+    owners = image_rows(products).owners
+    if count not in (len(products), len(owners)):
+        raise InputError(f'There are {count:,} images of {len(products):,} products that have {len(owners):,} images.')
+    return owners if count == len(owners) else np.arange(count)
+
+
 def main_rows(
     owners: np.ndarray,  # int64 [M], from image_rows
 ) -> np.ndarray:  # int64 [N]: row of the main image of each product
@@ -178,6 +191,16 @@ def product_table(
     keys, several = product_keys(table), np.zeros(len(table), bool)
     several[lists.index] = True
     return table.assign(image=keys)[~(keys.duplicated().to_numpy() & several)].reset_index(drop=True)
+
+# %% ../nbs/02_views.ipynb #f1e50035
+def distinct_images(
+    products: pd.DataFrame,  # N products; main images that are repeated are not left out
+) -> pd.DataFrame:  # one row per image
+    "One row per image name."
+    rows = image_table(products).reset_index(drop=True)
+    is_further = (rows['image'] != product_keys(rows)).sort_values(kind='stable')
+    repeated = is_further & rows['image'][is_further.index].duplicated()
+    return rows[~repeated.sort_index()].reset_index(drop=True)
 
 # %% ../nbs/02_views.ipynb #f1e50027
 def image_list(
