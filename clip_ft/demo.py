@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Colour', 'COLOURS', 'ACCENTS', 'CREAM', 'STEEL', 'GOLD', 'DARK', 'PATTERNS', 'WOMEN', 'MEN', 'WARM', 'COLD',
            'SLEEVES', 'DENIM', 'PASTEL', 'KINDS', 'DIRT', 'COLUMNS', 'Kind', 'Product', 'product', 'draw_product',
-           'describe', 'dirt_counts', 'Row', 'plan_catalogue', 'write_image', 'draw_catalogue']
+           'describe', 'dirt_counts', 'Row', 'plan_catalogue', 'draw_view', 'write_image', 'draw_catalogue']
 
 # %% ../nbs/16_demo.ipynb #59979e9a
 import csv
@@ -1505,15 +1505,17 @@ class Row:
     product: Product
     dirt: str = ''  # kind of defect, a key of DIRT; empty for a clean row
     original: str = ''  # image file to copy, for a pixel_duplicate
+    view: str = ''  # name of a second image of the product; empty if there is none
 
     @property
     def cells(self) -> tuple[str, ...]:
         "Values of the row in data.csv, in the order of COLUMNS."
         p = self.product
-        return self.image, self.description, self.name, p.category, p.gender, p.colour, p.pattern, p.season
+        images = f'{self.image} | {self.view}' if self.view else ''
+        return self.image, self.description, self.name, p.category, p.gender, p.colour, p.pattern, p.season, images
 
 
-COLUMNS = 'image', 'description', 'display name', 'category', 'gender', 'colour', 'pattern', 'season'
+COLUMNS = 'image', 'description', 'display name', 'category', 'gender', 'colour', 'pattern', 'season', 'images'
 
 # %% ../nbs/16_demo.ipynb #d1907cee
 def copy_row(
@@ -1532,6 +1534,19 @@ def copy_row(
     if dirt == 'pixel_duplicate':
         return replace(copy, image=image, original=row.image, name=f'{row.name} - New Season')
     return replace(copy, image=image, product=replace(row.product, photo=rng.randrange(2**31)))
+
+
+VIEWS = 0.12  # share of the clean rows with a second image
+
+
+def add_view(
+    row: Row,
+    rng: random.Random,  # decides, separately from all other draws
+) -> Row:
+    "Give some of the clean rows a second image."
+    if row.dirt not in ('', 'duplicate') or rng.random() > VIEWS:
+        return row
+    return replace(row, view=row.image.replace('.', '_2.'))
 
 # %% ../nbs/16_demo.ipynb #de689418
 def plan_catalogue(
@@ -1561,9 +1576,23 @@ def plan_catalogue(
     copies = [copy_row(rows[free.pop()], name, f'{10001 + len(rows) + k}.jpg', rng) for k, name in enumerate(copied)]
     for row in copies:
         rows.insert(rng.randint(0, len(rows)), row)
-    return rows
+    return [add_view(row, random.Random(f'view {seed} {row.image}')) for row in rows]
 
 # %% ../nbs/16_demo.ipynb #8dca8765
+def draw_view(
+    product: Product,
+    size: int,  # edge of the image, in pixels
+) -> Image.Image:
+    "Draw another photo of a product: from the other side, or a detail."
+    rng = random.Random(f'view {product.photo}')
+    image = draw_product(replace(product, photo=rng.randrange(2**31)), size)
+    if rng.random() < 0.5:
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    left, top = (round(size * rng.uniform(0.1, 0.3)) for _ in range(2))
+    edge = round(size * 0.6)
+    return image.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + edge, top + edge))
+
+
 def write_image(
     row: Row,
     folder: Path,  # folder of the images
@@ -1581,6 +1610,8 @@ def write_image(
     if row.dirt == 'grey':
         image = image.convert('L')
     image.save(path, quality=84)
+    if row.view:
+        draw_view(row.product, size).save(folder / row.view, quality=84)
     if row.dirt == 'truncated':
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 

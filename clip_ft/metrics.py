@@ -210,9 +210,26 @@ def _only_best(ranking: Ranking) -> Ranking:
     return Ranking(ranking.ranks[first], (ranking.counts > 0).astype(np.int64), ranking.gains[first], ranking.top)
 
 
-def _products(scores, first):
-    "Scores of products [B, N]: the highest of their images [B, M]; first [N] are the rows of the first images."
-    return scores if len(first) == scores.shape[1] else np.maximum.reduceat(scores, first, axis=1)
+def _score_blocks(queries, gallery, first, size):
+    "Scores of products [B, N] for each block of queries: the highest of their images, which begin at first [N]."
+    for start in range(0, len(queries), size):
+        scores = queries[start:start+size] @ gallery.T
+        yield start, scores if len(first) == len(gallery) else np.maximum.reduceat(scores, first, axis=1)
+
+
+def _score_right(blocks, columns, counts, best_only, relevant, top):
+    "Score of each right answer, and number of products with a score at least as high; fills the first results."
+    query, ends = np.repeat(np.arange(len(counts)), counts), counts.cumsum()
+    count = _at_least_best if best_only else _at_least_right
+    scores, at_least = np.empty(len(columns), np.float32), np.empty(len(columns), np.int64)
+    for start, block in blocks:
+        rows = slice(start, start+len(block))
+        own = slice(ends[start]-counts[start], ends[rows][-1])
+        scores[own] = block[query[own]-start, columns[own]]
+        at_least[own] = count(block, scores[own], counts[rows])
+        if top.size:
+            top[rows] = _first_results(block, relevant[rows], top.shape[1])
+    return scores, at_least
 
 
 def rank_relevant(
@@ -223,27 +240,17 @@ def rank_relevant(
     top_k: int = 0,  # number of results to return for each query
     best_only: bool = False,  # rank only the best answer of each query
     block_size: int = 512,  # queries per matrix product; each takes 4 * M bytes
-    owners: Ids | None = None,  # int [M], ascending: product of each image of the gallery, from 0; None: 0 to M-1
+    owners: Ids | None = None,  # int [M], ascending: product of each image; None: one image each
 ) -> Ranking:
     "Rank all right answers among the gallery; ties count against them. Raises InputError for lists that do not fit."
     queries, gallery = np.asarray(query_embeds, np.float32), np.asarray(gallery_embeds, np.float32)
     first = np.arange(len(gallery)) if owners is None else main_rows(np.asarray(owners))
-    n_gallery = len(first)
-    columns, counts = _flatten_relevant(relevant, len(queries), n_gallery)
+    columns, counts = _flatten_relevant(relevant, len(queries), len(first))
     all_gains = _flatten_gains(gains, counts)
-    query, ends = np.repeat(np.arange(len(counts)), counts), counts.cumsum()
-    count = _at_least_best if best_only else _at_least_right
-    scores, at_least = np.empty(len(columns), np.float32), np.empty(len(columns), np.int64)
-    top = np.empty((len(queries), min(top_k, n_gallery)), np.int64)
-    for start in range(0, len(queries), block_size):
-        block = _products(queries[start:start+block_size] @ gallery.T, first)
-        rows = slice(start, start+len(block))
-        own = slice(ends[start]-counts[start], ends[rows][-1])
-        scores[own] = block[query[own]-start, columns[own]]
-        at_least[own] = count(block, scores[own], counts[rows])
-        if top.size:
-            top[rows] = _first_results(block, relevant[rows], top.shape[1])
-    ranks, all_gains = _ranks(query, scores, all_gains, at_least)
+    top = np.empty((len(queries), min(top_k, len(first))), np.int64)
+    blocks = _score_blocks(queries, gallery, first, block_size)
+    found = _score_right(blocks, columns, counts, best_only, relevant, top)
+    ranks, all_gains = _ranks(np.repeat(np.arange(len(counts)), counts), found[0], all_gains, found[1])
     ranking = Ranking(ranks, counts, all_gains, top)
     return _only_best(ranking) if best_only else ranking
 
