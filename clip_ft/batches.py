@@ -17,17 +17,18 @@ from .core import InputError
 from .data import duplicate_groups
 from .dataset import Normalize, PixelCache, gather_pixels, to_device
 from .texts import TextSampler
+from .views import draw_images, image_owners, main_rows
 
 # %% ../nbs/23_batches.ipynb #b1a70008
 class TrainingBatches:
-    "Training batches, assembled on the device. A batch is a function of rows, seed and step."
+    "Training batches, assembled on the device: functions of rows, seed, step and epoch."
     def __init__(self,
         processor: Any,  # processor of the model
-        cache: PixelCache,  # pixels of the products
+        cache: PixelCache,  # pixels of all images, or of the main ones
         products: pd.DataFrame,  # N products, from clean_products
         text_weights: dict,  # kind of text to its share of the batches
         batch_size: int = 32,  # products per batch, over all processes
-        rows: np.ndarray | None = None,  # int [N]: row of each product in the cache; None: 0 to N-1
+        rows: np.ndarray | None = None,  # int [M]: rows of images in the cache; None: all
         device: str | torch.device = 'cpu',  # device of the model
         augment: bool = True,  # augment the images
         seed: int = 42,  # seed of texts and augmentation
@@ -39,7 +40,7 @@ class TrainingBatches:
         self.size = self.share*world  # products of a batch
         self.mine = slice(rank*self.share, (rank+1)*self.share)
         self.device, self.seed, self.full_texts = torch.device(device), seed, list(products.full_text)
-        self.rows = torch.arange(len(products)) if rows is None else torch.tensor(rows)
+        self._set_images(products, np.arange(len(cache)) if rows is None else np.asarray(rows))
         self.groups = torch.from_numpy(duplicate_groups(products))
         self.augment = Augment(cache.size) if augment else None
         self.normalize = Normalize(processor).to(self.device)
@@ -49,6 +50,10 @@ class TrainingBatches:
             self.transform = torch.compile(self._transform) if compile else self._transform
             self.pixels = to_device(cache.pixels, self.device)
             self.texts = texts.result()
+
+    def _set_images(self, products, rows):
+        self.image_rows, self.owners = rows, image_owners(products, len(rows))  # int64 [M]: in the cache; product
+        self.rows = torch.tensor(rows[main_rows(self.owners)])  # int64 [N]: the image of each product in the cache
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -81,6 +86,14 @@ def batch(self: TrainingBatches,
         random_numbers=random_numbers.to(self.device, non_blocking=True),
         groups=groups.to(self.device, non_blocking=True),
         **tokens[text_ids[self.mine]])
+
+
+@patch
+def draw_images(self: TrainingBatches,
+    epoch: int,  # number of the epoch; with the seed, it determines the images
+) -> None:
+    "Draw the image of each product for an epoch."
+    self.rows = torch.tensor(self.image_rows[draw_images(self.owners, self.seed, epoch)])
 
 
 @patch

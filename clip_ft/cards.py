@@ -139,7 +139,8 @@ def preview(
     return HTML(f'<style>{style}</style>{page}<div class="cf-pane">{html}</div></div>')
 
 # %% ../nbs/70_cards.ipynb #66e34ab8
-HIDDEN = ('rank', 'image', 'display name', 'description', 'full_text', 'pixel_id', 'clip_score')  # no attributes
+HIDDEN = ('rank', 'image', 'images', 'display name', 'description', 'full_text', 'pixel_id', 'pixel_ids',
+          'clip_score')  # no attributes
 
 
 def _facts(row: Mapping) -> dict:
@@ -157,6 +158,7 @@ def details(
     row: Mapping,  # product of the catalogue or of the results
     jpeg: bytes | None,  # large image, from load_jpeg
     problem: str = '',  # reason if the image cannot be opened
+    views: Mapping[str, bytes | None] | None = None,  # thumbnails of all images of the product, by name, if several
 ) -> Markup:  # HTML
     "The details of one product."
     return render_template(
@@ -164,6 +166,7 @@ def details(
         image=row['image'],
         jpeg=jpeg,
         problem=problem,
+        views=views or {},
         name=product_name(row),
         facts=_facts(row),
         text=value_text(row.get('description')) or value_text(row.get('full_text')),

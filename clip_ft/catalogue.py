@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['MAX_UNPACKED', 'TABLE_SUFFIXES', 'TABLE_NAMES', 'COLUMN_NAMES', 'read_any_table', 'find_table', 'list_tables',
-           'recognize_columns', 'describe_columns', 'add_columns_option']
+           'recognize_columns', 'describe_columns', 'further_images', 'add_columns_option']
 
 # %% ../nbs/08_catalogue.ipynb #08c00003
 import io
 import json
+import re
 import unicodedata
 import zipfile
 from argparse import ArgumentParser, ArgumentTypeError
@@ -250,9 +251,28 @@ def describe_columns(
 ) -> str:  # such as 'title -> display name (not Name), Vendor -> brand'
     "Describe which columns are used for what."
     used = []
-    for standard, (own, *others) in recognized.items():
+    further = recognized.get('images', [])
+    for standard, names in recognized.items():
+        own, *others = [' + '.join(further)] if standard == 'images' else [n for n in names if n not in further]
         used.append(f'{own} -> {standard}' + (f' (not {", ".join(others)})' if others else ''))
     return ', '.join(used)
+
+# %% ../nbs/08_catalogue.ipynb #08c00033
+_SOME = '(?:images?|imgs?|photos?|pictures?|pics|bild|bilder|fotos?|imagenes|immagini)'
+_PART = '(?:urls?|links?|src|names?|files?|filenames?|paths?)?'
+_FURTHER = re.compile(
+    rf'(?:product|item)?{_SOME}{_PART}0*(?:[2-9]|1\d){_PART}'
+    rf'|(?:additional|further|more|other|extra|alternate|alternative|secondary|all|weitere|zusatz|alle)'
+    rf'(?:product|produkt)?{_SOME}{_PART}'
+    rf'|(?:product|image|photo|media)?gallery{_SOME}?{_PART}|(?:image|photo)(?:list|set)'
+    r'|(?:product|item)?(?:images|imgs|photos|pictures|bilder|fotos|imagenes|immagini)(?:urls?|links?|names?|files?)?'
+    r'|(?:image|photo|picture)(?:urls|links|names|files|paths)')
+
+def further_images(
+    names: Iterable[str],  # column names, after those for the standard columns were replaced
+) -> list[str]:
+    "The columns with further images of a product."
+    return [name for name in names if name not in COLUMN_NAMES and _FURTHER.fullmatch(_key(name))]
 
 # %% ../nbs/08_catalogue.ipynb #08c00030
 def add_columns_option(

@@ -28,9 +28,10 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .cleaning import PROBLEM_COLUMN, as_texts
-from .core import remove_leftovers, temporary_path
+from .core import printable, remove_leftovers, temporary_path
 from .images import IMAGE_FORMATS, MAX_FILE_BYTES
-from .shops import IMAGE_SEPARATOR, are_addresses, join_values, split_images
+from .shops import are_addresses
+from .views import IMAGE_SEPARATOR, join_values, split_images
 
 # %% ../nbs/13_download.ipynb #d0a5a007
 @dataclass(frozen=True)
@@ -355,13 +356,16 @@ def download_catalogue(
     "Download the images of products."
     products = products.reset_index(drop=True)
     cells = as_texts(products['image'])
-    if 'images' in products:
-        cells = as_texts(products['images']).where(lambda lists: lists != '', cells)
-    names = split_images(cells)
+    further = IMAGE_SEPARATOR + as_texts(products['images']) if 'images' in products else ''
+    names = split_images(cells + further)
     names = names[are_addresses(names)]
     found = download_images(names, folder, settings)
     files, problems = names.map(found['name']), names.map(found['problem'])
-    files = files[files != '']
+    failed, files = names[files == ''], files[files != '']
+    failed = failed[failed.index.isin(files.index)].drop_duplicates()
+    if len(failed):
+        print(printable(f'{len(failed):,} images of products with several could not be downloaded, such as '
+                        f'{failed.iloc[0]}: {found["problem"][failed.iloc[0]]}'))
     main = files.groupby(level=0).first().reindex(products.index)
     problem = problems.groupby(level=0).first().reindex(products.index).fillna('image address is missing')
     new = {'image': main.where(main.notna(), cells), PROBLEM_COLUMN: problem.where(main.isna(), '')}

@@ -40,13 +40,14 @@ from .archives import check_zip
 from .inputs import embedding_size
 from .model import load_model, model_device, open_device
 from .tables import without_formulas
+from .views import image_table, with_images_left
 
 # %% ../nbs/60_embedding.ipynb #96da3523
 def save_embeddings(
     path: str | Path,  # file to write, such as Paths().embeddings
     embeddings: np.ndarray,  # float [N, D], rows of length 1
     image_names: Iterable[str],  # N image names
-    dataframe: pd.DataFrame,  # N products, in the same order
+    dataframe: pd.DataFrame,  # products of the N images, in the same order
     weights_hash: str,  # hash of the weights of the model that made the embeddings
     image_set: str = '',  # hash of the images that were embedded
     dtype: DTypeLike = np.float32,  # np.float16 halves the file and hardly changes the results
@@ -250,11 +251,11 @@ def embed_catalogue(
     paths: Paths,  # project after clip_ft_preprocess
     dtype: DTypeLike = np.float32,  # type of the stored embeddings, np.float32 or np.float16
 ) -> dict:  # as from load_embeddings
-    """Embed all products of the training and the test split, and write the embeddings file.
+    """Embed all images of the training and the test split, and write the embeddings file.
 
     An interrupted run is resumed. Unusable images are omitted and listed in embedding_rejects.csv."""
     state = PartialState(cpu=model_device(model).type == 'cpu')
-    products = pd.concat(load_split(paths), ignore_index=True)
+    products = image_table(pd.concat(load_split(paths), ignore_index=True))
     image_dir = image_folder(catalogue_folder(paths), products)
     made_by = weights_hash(model)
     folder = paths.processed/'shards'/made_by
@@ -279,7 +280,7 @@ def _join_shards(paths: Paths, folder: Path, products: pd.DataFrame, made_by: st
         first = f'{products["image"].iloc[0]}: {problems[0]}'
         raise InputError(f'None of the {len(products):,} images can be used. The first problem is {first}.')
     rejects = paths.processed/'embedding_rejects.csv'
-    kept = products[usable].reset_index(drop=True)
+    kept = with_images_left(products, usable)
     image_set = blake2b(''.join(digests).encode(), digest_size=16).hexdigest()
     with atomic_write(paths.embeddings, durable=True) as temporary:  # both files are renamed after both are written
         save_embeddings(temporary, vectors[usable], kept['image'], kept, made_by, image_set, dtype)

@@ -66,7 +66,8 @@ def _query_slices(evaluation, queries):
     by_product = {'category': products['category'], 'gender': attribute(products, 'gender'),
                   'colour': attribute(products, 'colour')}
     if not isinstance(evaluation.images, PixelCache):
-        by_product['size of image'] = _binned(shorter_edges(evaluation.images), (99, 199, 399, 799), 'pixels')
+        edges = shorter_edges([evaluation.images[row] for row in evaluation.main])
+        by_product['size of image'] = _binned(edges, (99, 199, 399, 799), 'pixels')
     relevant = evaluation.query_sets[queries].relevant
     found = {name: _shared_value(values, relevant) for name, values in by_product.items() if values is not None}
     found['length of query'] = _binned(table['query'].str.split().str.len(), (3, 6, 12, 55), 'words')

@@ -16,13 +16,13 @@ from pathlib import Path
 from torch import nn
 from typing import Any
 from .core import InputError
-from .data import image_paths
 from .dataset import PixelCache
 from .encode import embed_images, embed_texts
 from .fast import InferenceModel
 from .metrics import Embeddings, Ids, batch_metrics, clip_score, ideal_metrics
 from .metrics import mean_metrics, query_metrics, rank_relevant
 from .queries import QuerySet, query_sets
+from .views import image_owners, image_rows, main_rows
 
 # %% ../nbs/51_evaluation.ipynb #6d1e0a09
 def _weighted_median(values, weights):
@@ -112,8 +112,9 @@ _RETRIEVAL = ['queries', 'metric', 'value', 'low', 'high', 'best', 'n']  # colum
 class Evaluation:
     "Retrieval metrics of one model on N products, for several query sets."
     products: pd.DataFrame  # N products that were searched
-    images: list[Path] | PixelCache  # N images
+    images: list[Path] | PixelCache  # M images
     query_sets: dict[str, QuerySet]
+    main: np.ndarray  # int64 [N]: row of the main image of each product in images
     per_query: dict[str, pd.DataFrame] = field(default_factory=dict)  # query, row, right (number), and the metrics
     top_results: dict[str, np.ndarray] = field(default_factory=dict)  # rows of the first results, int64 [queries, 10]
     retrieval: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_RETRIEVAL))
@@ -128,10 +129,10 @@ class Evaluation:
         return self.per_query[queries].drop(columns=['query', 'row', 'right'])
 
 # %% ../nbs/51_evaluation.ipynb #6d1e0a0d
-def _search(evaluation, name, query_embeds, gallery_embeds, ks, n_resamples):
+def _search(evaluation, name, query_embeds, gallery_embeds, owners, ks, n_resamples):
     "Search one query set, store its queries and first results in the evaluation, and return its rows of retrieval."
     queries = evaluation.query_sets[name]
-    ranking = rank_relevant(query_embeds, gallery_embeds, queries.relevant, top_k=10)
+    ranking = rank_relevant(query_embeds, gallery_embeds, queries.relevant, top_k=10, owners=owners)
     metrics = query_metrics(ranking, ks)
     asked = pd.DataFrame({'query': queries.texts, 'row': queries.rows, 'right': ranking.counts})
     evaluation.per_query[name], evaluation.top_results[name] = asked.join(metrics), ranking.top
@@ -139,6 +140,13 @@ def _search(evaluation, name, query_embeds, gallery_embeds, ks, n_resamples):
     table = interval(bootstrap(metrics, queries.groups, n_resamples), values, queries.groups).loc[values.index]
     table = table.assign(queries=name, value=values, best=best, n=len(queries)).rename_axis('metric').reset_index()
     return table[_RETRIEVAL]
+
+
+def _embeds(queries, products, image_embeds, owners, text_embeds):
+    "Embeddings of the queries of a set, and of what is searched; and the product of each image that is searched."
+    if queries.by_image:
+        return image_embeds[main_rows(owners)[queries.rows]], text_embeds(tuple(products['display name'])), None
+    return text_embeds(tuple(queries.texts)), image_embeds, owners
 
 
 def evaluate(
@@ -155,18 +163,16 @@ def evaluate(
     if not len(products):
         raise InputError('There are no products to evaluate.')
     products, inference = products.reset_index(drop=True), InferenceModel.of(model)
-    images = image_dir if isinstance(image_dir, PixelCache) else image_paths(products, image_dir)
-    image_embeds = embed_images(inference, processor, images)
+    images = image_dir if isinstance(image_dir, PixelCache) else image_rows(products).paths(image_dir)
+    owners, image_embeds = image_owners(products, len(images)), embed_images(inference, processor, images)
     text_embeds = cache(lambda texts: embed_texts(inference, processor, texts))
-    evaluation, tables = Evaluation(products, images, query_sets(products) if sets is None else sets), []
+    evaluation = Evaluation(products, images, query_sets(products) if sets is None else sets, main_rows(owners))
     if sets is None:
         texts = evaluation.query_sets['full text']
-        embeds = text_embeds(tuple(texts.texts))
-        evaluation.recipe = recipe_metrics(inference.full, image_embeds, embeds, texts.groups, batch_size)
-    for name, s in evaluation.query_sets.items():
-        embeds = image_embeds[s.rows] if s.by_image else text_embeds(tuple(s.texts))
-        gallery = text_embeds(tuple(products['display name'])) if s.by_image else image_embeds
-        tables.append(_search(evaluation, name, embeds, gallery, ks, n_resamples))
+        embeds = image_embeds[evaluation.main], text_embeds(tuple(texts.texts))
+        evaluation.recipe = recipe_metrics(inference.full, *embeds, texts.groups, batch_size)
+    tables = [_search(evaluation, name, *_embeds(queries, products, image_embeds, owners, text_embeds), ks, n_resamples)
+              for name, queries in evaluation.query_sets.items()]
     if tables:
         evaluation.retrieval = pd.concat(tables, ignore_index=True)
     return evaluation

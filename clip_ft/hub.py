@@ -19,7 +19,7 @@ from .catalogue import TABLE_NAMES, read_any_table
 from .cleaning import PROBLEM_COLUMN
 from .core import InputError, atomic_write
 from .download import image_suffix
-from .shops import IMAGE_SEPARATOR
+from .views import IMAGE_SEPARATOR
 from .tables import keep_original
 
 # %% ../nbs/14_hub.ipynb #4bb0a007

@@ -23,6 +23,7 @@ from .fast import InferenceModel
 from .images import check_images
 from .metrics import query_metrics, rank_relevant
 from .tables import read_table, with_formulas
+from .views import image_owners
 
 # %% ../nbs/54_kagl.ipynb #8f4c2d07
 def whole_catalogue(
@@ -47,6 +48,7 @@ def _usable_rejects(paths, known_images, folder):
     except InputError:  # the table has no rows
         return None
     rejects = rejects[~rejects['image'].isin(known_images)].drop_duplicates('image')
+    rejects = rejects.drop(columns='images', errors='ignore')  # these have not been checked
     return rejects[(check_images(folder, rejects['image'])['problem'] == '').to_numpy()]
 
 # %% ../nbs/54_kagl.ipynb #0fedea5e
@@ -128,7 +130,7 @@ def kagl(
     model: nn.Module | InferenceModel,  # two-tower model
     processor: Any,  # its processor
     products: pd.DataFrame,  # N products, from whole_catalogue
-    image_embeds: np.ndarray,  # float32 [N, D], from embed_images
+    image_embeds: np.ndarray,  # float32 [M, D], from embed_images: all images of the products, or the main ones
     judgments: dict,  # query -> {product id: gain}
     train_products: pd.DataFrame | None = None,  # training products, to detect overlap
 ) -> pd.DataFrame:  # rows: metrics; columns: value, low, high (95 % interval), n
@@ -136,10 +138,10 @@ def kagl(
     relevant = _relevant_products(products, judgments)
     listed = np.array([len(judged) for judged in judgments.values()])
     are_names = _are_display_names(products, judgments, relevant)
-    gallery = image_embeds
+    gallery, owners = image_embeds, image_owners(products, len(image_embeds))
     if not are_names:
-        gallery = _mixed(image_embeds, embed_texts(model, processor, products['display name']))
-    ranking = rank_relevant(embed_texts(model, processor, list(judgments)), gallery, relevant)
+        gallery = _mixed(image_embeds, embed_texts(model, processor, products['display name'])[owners])
+    ranking = rank_relevant(embed_texts(model, processor, list(judgments)), gallery, relevant, owners=owners)
     table, ranks = _metrics_per_query(ranking, listed, are_names)
     means, queries = table.mean(), np.arange(len(table))
     bounds = interval(bootstrap(table.assign(rank=ranks), queries)[table.columns], means, queries)

@@ -20,6 +20,7 @@ from .encode import Images, embed_images, embed_texts
 from .fast import InferenceModel
 from .losses import model_loss
 from .texts import Tokens
+from .views import image_owners, main_rows
 
 # %% ../nbs/41_metrics.ipynb #5d0a91c8
 Embeddings = np.ndarray | torch.Tensor  # [N, D], unit rows
@@ -209,32 +210,47 @@ def _only_best(ranking: Ranking) -> Ranking:
     return Ranking(ranking.ranks[first], (ranking.counts > 0).astype(np.int64), ranking.gains[first], ranking.top)
 
 
-def rank_relevant(
-    query_embeds: Embeddings,  # [N, D], unit rows
-    gallery_embeds: Embeddings,  # [M, D], unit rows
-    relevant: Sequence,  # N arrays: the distinct gallery rows that are right for each query
-    gains: Sequence | None = None,  # N arrays: their relevance, above 0; None: all 1
-    top_k: int = 0,  # number of results to return for each query
-    best_only: bool = False,  # rank only the best answer of each query
-    block_size: int = 512,  # queries per matrix product; each takes 4 * M bytes
-) -> Ranking:
-    "Rank all right answers among the gallery; ties count against them. Raises InputError for lists that do not fit."
-    queries, gallery = np.asarray(query_embeds, np.float32), np.asarray(gallery_embeds, np.float32)
-    columns, counts = _flatten_relevant(relevant, len(queries), len(gallery))
-    all_gains = _flatten_gains(gains, counts)
+def _score_blocks(queries, gallery, first, size):
+    "Scores of products [B, N] for each block of queries: the highest of their images, which begin at first [N]."
+    for start in range(0, len(queries), size):
+        scores = queries[start:start+size] @ gallery.T
+        yield start, scores if len(first) == len(gallery) else np.maximum.reduceat(scores, first, axis=1)
+
+
+def _score_right(blocks, columns, counts, best_only, relevant, top):
+    "Score of each right answer, and number of products with a score at least as high; fills the first results."
     query, ends = np.repeat(np.arange(len(counts)), counts), counts.cumsum()
     count = _at_least_best if best_only else _at_least_right
     scores, at_least = np.empty(len(columns), np.float32), np.empty(len(columns), np.int64)
-    top = np.empty((len(queries), min(top_k, len(gallery))), np.int64)
-    for start in range(0, len(queries), block_size):
-        block = queries[start:start+block_size] @ gallery.T
+    for start, block in blocks:
         rows = slice(start, start+len(block))
         own = slice(ends[start]-counts[start], ends[rows][-1])
         scores[own] = block[query[own]-start, columns[own]]
         at_least[own] = count(block, scores[own], counts[rows])
         if top.size:
             top[rows] = _first_results(block, relevant[rows], top.shape[1])
-    ranks, all_gains = _ranks(query, scores, all_gains, at_least)
+    return scores, at_least
+
+
+def rank_relevant(
+    query_embeds: Embeddings,  # [N, D], unit rows
+    gallery_embeds: Embeddings,  # [M, D], unit rows
+    relevant: Sequence,  # N arrays: the distinct products of the gallery that are right for each query
+    gains: Sequence | None = None,  # N arrays: their relevance, above 0; None: all 1
+    top_k: int = 0,  # number of results to return for each query
+    best_only: bool = False,  # rank only the best answer of each query
+    block_size: int = 512,  # queries per matrix product; each takes 4 * M bytes
+    owners: Ids | None = None,  # int [M], ascending: product of each image; None: one image each
+) -> Ranking:
+    "Rank all right answers among the gallery; ties count against them. Raises InputError for lists that do not fit."
+    queries, gallery = np.asarray(query_embeds, np.float32), np.asarray(gallery_embeds, np.float32)
+    first = np.arange(len(gallery)) if owners is None else main_rows(np.asarray(owners))
+    columns, counts = _flatten_relevant(relevant, len(queries), len(first))
+    all_gains = _flatten_gains(gains, counts)
+    top = np.empty((len(queries), min(top_k, len(first))), np.int64)
+    blocks = _score_blocks(queries, gallery, first, block_size)
+    found = _score_right(blocks, columns, counts, best_only, relevant, top)
+    ranks, all_gains = _ranks(np.repeat(np.arange(len(counts)), counts), found[0], all_gains, found[1])
     ranking = Ranking(ranks, counts, all_gains, top)
     return _only_best(ranking) if best_only else ranking
 
@@ -296,20 +312,22 @@ def retrieval_metrics(
     relevant: Sequence,  # N arrays: the distinct gallery rows that are right for each query
     ks: Sequence[int] = (1, 5, 10),  # numbers of results that a shopper may look at
     gains: Sequence | None = None,  # N arrays: how relevant each of them is, above 0; None: all 1
+    owners: Ids | None = None,  # as in rank_relevant
 ) -> dict[str, float]:  # name of a metric -> mean over the queries
     "All retrieval metrics. Raises InputError for lists that do not fit."
-    return mean_metrics(query_metrics(rank_relevant(query_embeds, gallery_embeds, relevant, gains), ks))
+    return mean_metrics(query_metrics(rank_relevant(query_embeds, gallery_embeds, relevant, gains, owners=owners), ks))
 
 # %% ../nbs/41_metrics.ipynb #fd09b5d5
 class Gallery:
     "Products to measure on: their images, tokenized full texts, duplicate groups and right answers."
     def __init__(self,
         processor: Any,  # a processor of transformers
-        images: Images,  # images of the products, in a form that embed_images takes
+        images: Images,  # all images of the products, or the main ones, in a form that embed_images takes
         products: pd.DataFrame,  # the column full_text, and those that duplicates are found by
-        rows: Sequence[int] | None = None,  # int [N]: rows of the products in images; None: the same order
+        rows: Sequence[int] | None = None,  # int [M]: rows of the images of the products; None: all, in this order
     ) -> None:
         self.images, self.rows = images, rows
+        self.owners = image_owners(products, len(images if rows is None else rows))
         self.tokens = Tokens(processor, products['full_text'])
         self.groups = duplicate_groups(products)
         self.relevant = relevant_rows(self.groups)
@@ -325,7 +343,8 @@ def measure(
     inference = InferenceModel.of(model)
     image_embeds = embed_images(inference, processor, gallery.images, progress=False, rows=gallery.rows)
     text_embeds = embed_texts(inference, processor, gallery.tokens)
-    metrics = batch_metrics(inference.full, image_embeds, text_embeds, gallery.groups, batch_size)
-    ranking = rank_relevant(text_embeds, image_embeds, gallery.relevant, best_only=True)
+    main_embeds = image_embeds[main_rows(gallery.owners)]
+    metrics = batch_metrics(inference.full, main_embeds, text_embeds, gallery.groups, batch_size)
+    ranking = rank_relevant(text_embeds, image_embeds, gallery.relevant, best_only=True, owners=gallery.owners)
     metrics |= mean_metrics(query_metrics(ranking))
     return {name: metrics[name] for name in METRICS}

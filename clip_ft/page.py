@@ -24,6 +24,7 @@ from .checkpoints import weights_hash
 from .core import InputError, Paths
 from .filters import FIRST_FACETS, Facets
 from .search import Searcher
+from .views import product_keys
 
 # %% ../nbs/72_page.ipynb #1fb75f1e
 @dataclass(frozen=True)
@@ -200,11 +201,11 @@ def position_changes(
     after: pd.DataFrame,  # results of another model for the same query
 ) -> dict:  # by image name: new, or the number of positions up or down, such as ↑ 3
     "The changes between two result lists, as notes on the products of the second."
-    old_positions = {name: i for i, name in enumerate(before['image'])}
+    old_positions = {key: i for i, key in enumerate(product_keys(before))}
     notes = {}
-    for position, name in enumerate(after['image']):
-        rise = old_positions.get(name, position) - position
-        if name not in old_positions:
+    for position, (name, key) in enumerate(zip(after['image'], product_keys(after))):
+        rise = old_positions.get(key, position) - position
+        if key not in old_positions:
             notes[name] = 'new'
         elif rise:
             notes[name] = f'↑ {rise}' if rise > 0 else f'↓ {-rise}'

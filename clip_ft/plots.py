@@ -123,11 +123,12 @@ def _draw_query(axes, evaluation, queries, row, label=''):
     several = f', {query["right"]:.0f} right' if query['right'] > 1 else ''
     lines = [prefix + query_set.texts[row], f'rank {query["rank"]:.0f}{several}']
     _draw_text(axes[0], [label, *lines] if label else lines)
-    _draw_image(axes[1], evaluation.images, query['row'], 'grey', 'query' if query_set.by_image else 'right')
+    images, main = evaluation.images, evaluation.main
+    _draw_image(axes[1], images, main[query['row']], 'grey', 'query' if query_set.by_image else 'right')
     results = evaluation.top_results[queries][row]
     for position, (ax, result) in enumerate(zip(axes[2:], results), 1):
         colour = 'tab:green' if result in query_set.relevant[row] else 'tab:red'
-        _draw_image(ax, evaluation.images, result, colour, str(position))
+        _draw_image(ax, images, main[result], colour, str(position))
 
 
 def _new_sheet(rows, k):

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from .cleaning import print_lines
 from .core import InputError, Paths, atomic_write, command_parser, console_script, printable, writable_file
-from .data import catalogue_folder, image_folder, image_paths, load_split
+from .data import catalogue_folder, image_folder, load_split
 from .checkpoints import read_checkpoint
 from .encode import embed_images
 from .errors import confused_pairs, confusion, leaks, rank_changes, slices
@@ -33,6 +33,7 @@ from .queries import QuerySet, read_queries
 from .rendering import data_url, render_template, static_file
 from .splits import read_judgments, split_digest
 from .train_command import open_model
+from .views import image_rows
 
 # %% ../nbs/55_report.ipynb #9a5d3e07
 def table_html(
@@ -194,7 +195,7 @@ def _evaluate_kagl(args: Namespace, paths: Paths, train_products: pd.DataFrame) 
     products, folder = whole_catalogue(paths)
     warning = _split_warning(args, paths, train_products)
     for name, (model, processor) in _open_models(args, paths, train_products).items():
-        image_embeds = embed_images(model, processor, image_paths(products, folder))
+        image_embeds = embed_images(model, processor, image_rows(products).paths(folder))
         for file, judgments in judgments_of.items():
             trained_on = train_products if name == 'after' else None
             result = kagl(model, processor, products, image_embeds, judgments, trained_on)

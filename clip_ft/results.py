@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['START_AGAIN', 'UNKNOWN', 'render_results', 'no_results', 'error_text', 'error_message', 'find_product',
-           'render_query', 'file_stem', 'results_file', 'save_results']
+           'product_details', 'render_query', 'file_stem', 'results_file', 'save_results']
 
 # %% ../nbs/73_results.ipynb #73e00004
 import io
@@ -15,13 +15,14 @@ from collections.abc import Iterable, Mapping
 from markupsafe import Markup
 from pathlib import Path
 
-from .cards import Chip, Thumbnails, chip_row, column_label, grid, message, product_name
+from .cards import Chip, Thumbnails, chip_row, column_label, details, grid, load_jpeg, message, product_name
 from .core import InputError, atomic_write
 from .filters import Facets
 from .page import LOG, Query, counts_without, example_queries, position_changes
 from .rendering import render_template, thumbnail
 from .search import plot_results
 from .tables import without_formulas
+from .views import image_list, is_image_of, product_keys
 
 # %% ../nbs/73_results.ipynb #73e00009
 def _example_chips(facets: Facets) -> list:
@@ -55,7 +56,7 @@ def render_results(
         return f'{status} from the catalogue{note}', html
     if len(tables) == 1:
         return f'{status}, by CLIP score', grid(tables[0], thumbnails, query.text)
-    shared = len(set(tables[0]['image']) & set(tables[1]['image']))
+    shared = len(set(product_keys(tables[0])) & set(product_keys(tables[1])))
     return f'{status} each, {shared} of them in both', _render_comparison(query, results, thumbnails)
 
 # %% ../nbs/73_results.ipynb #73e00013
@@ -110,13 +111,27 @@ def error_message(
 def find_product(
     tables: Iterable[pd.DataFrame],  # products, with column image
     name: str,  # name of an image
-) -> dict:  # row of the first table that contains it; empty if none does
+) -> dict:  # row of the first table that contains its product, with this image; empty if none does
     "The product with an image of this name."
     for table in tables:
-        found = table[table['image'] == name]
+        found = table[is_image_of(table, name)]
         if len(found):
-            return found.iloc[0].to_dict()
+            return found.iloc[0].to_dict() | {'image': name}
     return {}
+
+
+def product_details(
+    tables: Iterable[pd.DataFrame],  # products, with column image
+    name: str,  # name of an image; it is shown large, and all images of its product are shown small
+    thumbnails: Thumbnails,  # source of the images
+) -> Markup:  # HTML; empty if no table contains the product
+    "The details of the product with an image of this name."
+    row = find_product(tables, name)
+    if not row:
+        return Markup('')
+    names = image_list({**row, 'image': product_keys(pd.DataFrame([row]))[0]})
+    views = dict(zip(names, thumbnails(names))) if len(names) > 1 else None
+    return details(row, *load_jpeg(thumbnails.image_dir, name, 900), views)
 
 
 def render_query(
@@ -158,7 +173,7 @@ def results_file(
     "Results as a table or as a contact sheet."
     buffer = io.BytesIO()
     if kind == 'csv':
-        table = without_formulas(table.drop(columns='pixel_id', errors='ignore'))
+        table = without_formulas(table.drop(columns=['pixel_id', 'pixel_ids'], errors='ignore'))
         table.to_csv(buffer, index=False, encoding='utf-8-sig')
     else:
         plot_results(table, image_dir, title, columns=6).savefig(buffer, dpi=110, format='png')

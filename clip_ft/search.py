@@ -28,11 +28,12 @@ from .core import InputError, Paths, new_figure, printable
 from .data import catalogue_folder, image_folder
 from .embedding import check_sizes, load_embeddings
 from .encode import embed_images, embed_texts
-from .exact import ExactIndex, top_rows
+from .exact import ExactIndex, first_of_each, top_rows
 from .fast import InferenceModel
 from .images import image_problem, open_image
 from .model import load_model
 from .tables import keep_original
+from .views import is_image_of, product_keys, product_table
 from .where import Index, with_scores
 
 # %% ../nbs/65_search.ipynb #ff2eef9a
@@ -44,8 +45,8 @@ def search_products(
     processor: Any,  # its processor
     image_embeddings: np.ndarray,  # float32 [N, D], rows of length 1
     image_names: Iterable[str],  # N image names
-    dataframe: pd.DataFrame,  # N products, in the same order
-    top_k: int = 5,  # number of results; more than N gives all N
+    dataframe: pd.DataFrame,  # products of the N images, in the same order
+    top_k: int = 5,  # number of products; more than there are gives all
 ) -> pd.DataFrame:  # image, display name, category, clip_score (100 * cosine), other columns; best first
     "The products whose images match a text best. Raises `InputError` for an empty query or an invalid top_k."
     text, top_k, names = _query_text(query), _count('top_k', top_k, 1), np.asarray(image_names)
@@ -57,7 +58,11 @@ def search_products(
         raise InputError(f'The embeddings were made by another model: their dimension is {image_embeddings.shape[1]}, '
                          f'not {len(vector)}. Embed again with this model.')
     scores = image_embeddings @ vector
-    rows = top_rows(scores, top_k)
+    if len(product_table(dataframe)) == len(dataframe):
+        rows = top_rows(scores, top_k)
+    else:
+        rows = top_rows(scores, len(scores))
+        rows = rows[first_of_each(pd.factorize(product_keys(dataframe.iloc[rows]))[0])[:top_k]]
     return with_scores(dataframe.iloc[rows].assign(image=names[rows]), scores[rows])
 
 
@@ -203,14 +208,14 @@ FUSED = 1000  # number of results of each ranking that are fused
 def _select(
     self: Searcher, vector: np.ndarray, count: int, where: dict | None, like: str | None, collapse: bool, hybrid: str
 ) -> pd.DataFrame:
-    "The best products, without the image that the query refers to and, to collapse, without near-identical ones."
+    "The best products, without the one that the query refers to and, to collapse, without near-identical ones."
     depth = count + 1
     while True:
         if hybrid:
             found = self._fuse(vector, hybrid, depth, where)
         else:
             found = self.index.nearest(vector[None], depth, where)[0]
-        kept = found[found['image'] != like]
+        kept = found if like is None else found[~is_image_of(found, like)]
         if collapse:
             seen = self.index.vectors([like])[0] if like else None
             kept = kept[distinct_mask(self.index.vectors(kept['image']), self.same, seen)]
@@ -224,13 +229,13 @@ def _fuse(self: Searcher, vector: np.ndarray, text: str, count: int, where: dict
     "The best products by reciprocal rank fusion of the ranking by image and the ranking by name."
     names = self.index.match(text, FUSED, where)
     found = self.index.nearest(vector[None], FUSED, where)[0]
-    seen = set(found['image'])
+    seen = set(product_keys(found))
     more = self.index.table_of([name for name in names if name not in seen])
     scores = self.index.vectors(more['image']) @ vector
     products = pd.concat([found, with_scores(more, scores)], ignore_index=True)
     by_image = np.where(products.index < len(found), 1 / (61 + products.index), 0)
     name_scores = {name: 1 / (61 + rank) for rank, name in enumerate(names)}
-    by_name = products['image'].map(name_scores).fillna(0).to_numpy(float)
+    by_name = product_keys(products).map(name_scores).fillna(0).to_numpy(float)
     return products.iloc[np.lexsort((-by_name, -by_image - by_name))[:count]]  # ties: the better match by name first
 
 # %% ../nbs/65_search.ipynb #19859f30
@@ -241,7 +246,7 @@ def search(
     top_k: int = 5,  # number of results
     *,
     image: str | Path | bytes | Image.Image | None = None,  # image to search by
-    like: str | None = None,  # image name of the catalogue to search by; the image itself is omitted
+    like: str | None = None,  # image name of the catalogue to search by; its product is omitted
     image_weight: float = .5,  # weight of the image in a query by text and image, from 0 to 1
     without: str = '',  # text that describes what to exclude
     where: dict | None = None,  # conditions, as for read_where: {'category': 'Dresses', 'price': (10, 50)}

@@ -19,6 +19,7 @@ import pandas as pd
 from .cleaning import as_texts, normalize_text
 from .core import InputError, Paths, atomic_write
 from .tables import read_file, read_table, unreadable, without_formulas, write_table
+from .views import split_images
 
 # %% ../nbs/07_splits.ipynb #2b9f4c05
 def product_ids(
@@ -32,16 +33,20 @@ def duplicate_groups(
     products: pd.DataFrame,  # N products, from clean_products
 ) -> np.ndarray:  # int64 [N]: group number of each product, from 0
     "Number the groups of products that share display names, descriptions or pixels, ignoring case and white space."
-    columns = products.columns.intersection(['display name', 'description', 'pixel_id'])
-    keys = [_text_codes(products[column]) for column in columns]
-    labels = np.arange(len(products))
+    pixels = 'pixel_ids' if 'pixel_ids' in products else 'pixel_id'
+    columns = products.columns.intersection(['display name', 'description', pixels])
+    rows = np.arange(len(products))
+    keys = [_image_codes(products[name]) if name == 'pixel_ids' else (rows, _text_codes(products[name]))
+            for name in columns]
+    labels = rows
     changed = True
     while changed:
         before = labels
-        for codes in keys:
-            smallest = np.full(2*len(labels), len(labels))
-            np.minimum.at(smallest, codes, labels)
-            labels = smallest[codes]
+        for owners, codes in keys:
+            smallest = np.full(2*len(codes), len(labels))
+            np.minimum.at(smallest, codes, labels[owners])
+            labels = labels.copy()
+            np.minimum.at(labels, owners, smallest[codes])
             labels = np.minimum(labels, labels[labels])
         changed = not np.array_equal(labels, before)
     return np.unique(labels, return_inverse=True)[1].astype(np.int64)
@@ -52,6 +57,12 @@ def _text_codes(texts: pd.Series) -> np.ndarray:
     texts = normalize_text(texts)
     codes = pd.factorize(texts)[0]
     return np.where(texts == '', len(codes) + np.arange(len(codes)), codes)
+
+
+def _image_codes(lists: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    "The row of the product and the code of the pixels of each image."
+    pixels = split_images(as_texts(lists).set_axis(range(len(lists))))
+    return pixels.index.to_numpy(np.int64), pd.factorize(pixels)[0]
 
 # %% ../nbs/07_splits.ipynb #3c2da862
 def _choose_groups(

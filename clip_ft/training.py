@@ -25,7 +25,6 @@ from tqdm.auto import tqdm
 from .batches import TrainingBatches
 from .checkpoints import Snapshots, catch_interrupt, load_checkpoint, on_cpu, run_fingerprint, save_best
 from .core import InputError, Paths, printable
-from .data import image_paths, split_products
 from .dataset import PixelCache, ResizeSpec, to_device
 from .encode import embed_images, embed_texts
 from .fast import CompiledLayers, InferenceModel, RecordedStep, autocast_dtype, can_compile, can_record
@@ -37,7 +36,8 @@ from .model import image_features, model_device, text_features
 from .model_card import write_card
 from .optimizer import ScheduledAdamW, lr_at
 from .parameters import add_lora, freeze_early_layers, merged_state_dict
-from .splits import split_digest
+from .splits import split_digest, split_products
+from .views import image_owners, image_rows
 
 # %% ../nbs/43_training.ipynb #7c1fea7c
 TEXTS = dict(name=2, category=1, sentence=1, full_text=2, attributes=2)  # kind of text -> weight
@@ -80,7 +80,6 @@ class TrainConfig:
         if self.lora and (self.freeze_vision or self.freeze_text):
             raise InputError('freeze_vision and freeze_text must be 0 with lora, which freezes all weights itself.')
 
-
 def _check(config: TrainConfig, names: Iterable[str], valid: Callable[[Any], bool], allowed: str) -> None:
     "Raise InputError for the first setting with a value that is not valid."
     for name in names:
@@ -93,7 +92,7 @@ class Trainer:
     def __init__(self,
         model: torch.nn.Module,  # two-tower model; trained in place, and a plain model again after close
         processor: Any,  # its processor
-        cache: PixelCache,  # pixels of the products
+        cache: PixelCache,  # pixels of all images of the products, or of the main ones
         products: pd.DataFrame,  # training products, val_size of which are set aside for validation
         config: TrainConfig,
         paths: Paths,  # where fit writes checkpoints, snapshots and the history
@@ -120,11 +119,11 @@ def _prepare_products(self: Trainer, cache: PixelCache, products: pd.DataFrame) 
     "Set validation products aside; put pixels and texts on the device."
     config, numbered = self.config, products.assign(_row=np.arange(len(products)))
     fit, val = split_products(numbered, config.val_size, config.seed) if config.val_size else (numbered, numbered[:0])
-    self.batches = TrainingBatches(
-        self.processor, cache, fit, config.texts, config.batch_size, fit._row.to_numpy(), self.device, config.augment,
-        config.seed, self.compiled, PartialState().process_index, self.world)
+    rows, val_rows = (np.flatnonzero(np.isin(image_owners(products, len(cache)), part._row)) for part in (fit, val))
+    self.batches = TrainingBatches(self.processor, cache, fit, config.texts, config.batch_size, rows, self.device,
+                                   config.augment, config.seed, self.compiled, PartialState().process_index, self.world)
     self.steps_per_epoch = max(1, len(fit)//self.batches.size)
-    self.val = Gallery(self.processor, self.batches.pixels, val, val._row.to_numpy()) if len(val) else None
+    self.val = Gallery(self.processor, self.batches.pixels, val, val_rows) if len(val) else None
 
 # %% ../nbs/43_training.ipynb #73286b38
 @patch
@@ -297,6 +296,7 @@ def stop_if_interrupted(self: Trainer) -> None:
 def train_epoch(self: Trainer, epoch: int) -> dict[str, float]:  # means of loss, clip_score, batch_accuracy
     "Train for an epoch. Raises InputError if the loss is NaN or infinite."
     config, steps, size = self.config, self.steps_per_epoch, self.batches.size
+    self.batches.draw_images(epoch)
     if self.order is None:
         self.order = self.epoch_batches(epoch)
         self.totals.zero_()
@@ -394,7 +394,7 @@ def train(
     spec, train_products = ResizeSpec.from_processor(processor), train_products.reset_index(drop=True)
     with stage_lock('train', paths.checkpoints):
         with PartialState(cpu=device.type == 'cpu').main_process_first():
-            images = image_paths(train_products, image_dir), image_paths(test_products, image_dir)
+            images = (image_rows(part).paths(image_dir) for part in (train_products, test_products))
             cache, test_cache = (PixelCache.build(part, spec, paths.pixels) for part in images)
         test = Gallery(processor, to_device(test_cache.pixels, device), test_products)
         return Trainer(model, processor, cache, train_products, config, paths, test).fit(fresh)

@@ -17,12 +17,12 @@ from markupsafe import Markup
 from pathlib import Path
 from traitlets.utils.bunch import Bunch
 
-from .cards import MAX_UPLOAD, Chip, Pane, Thumbnails, chip_row, column_label, details, load_jpeg, message
+from .cards import MAX_UPLOAD, Chip, Pane, Thumbnails, chip_row, column_label, message
 from .core import InputError
 from .filters import Facets, Filters
 from .page import Debouncer, Query, QueryHistory, example_queries, find_products, load_project
 from .rendering import thumbnail
-from .results import START_AGAIN, error_message, error_text, file_stem, find_product
+from .results import START_AGAIN, error_message, error_text, file_stem, product_details
 from .results import render_query, render_results, results_file, save_results
 from .search import Searcher
 
@@ -273,10 +273,9 @@ def open_product(
     name: str,  # name of an image
 ) -> None:
     "Show the details of a product, with its CLIP score if it is among the results."
-    row = find_product([*self.results.values(), self.facets.products], name)
-    if row:
-        jpeg, problem = load_jpeg(self.searcher.image_dir, name, 900)
-        self.pane.show_details(details(row, jpeg, problem))
+    html = product_details([*self.results.values(), self.facets.products], name, self.thumbnails)
+    if html:
+        self.pane.show_details(html)
 
 
 @patch

@@ -43,7 +43,8 @@ function render({ model, el }) {
 
   const showDetails = html => {
     dialog.innerHTML = html;
-    if (!dialog.open) dialog.showModal();
+    if (dialog.open) dialog.querySelector('[aria-current]')?.focus(); // another image of the product
+    else dialog.showModal();
     dialog.scrollTop = 0;
   };
 
@@ -73,7 +74,8 @@ function render({ model, el }) {
 
   const onClick = event => {
     const button = event.target.closest('[data-action]');
-    if (event.target === dialog || (button && dialog.contains(button))) dialog.close();
+    const leaves = button && dialog.contains(button) && button.dataset.action !== 'open';
+    if (event.target === dialog || leaves) dialog.close();
     if (!button || button.dataset.action === 'close') return;
     ping();
     model.send({ action: button.dataset.action, value: button.dataset.value });
