@@ -154,8 +154,11 @@ def find_table(
     best = [table for table in tables if _format_rank(table) == _format_rank(tables[0])]
     if len(best) == 1:
         return best[0]
-    found = f'several tables, {", ".join(table.name for table in best)}' if best else 'no CSV file or other table'
-    raise InputError(f'Cannot find a table in {folder}: it contains {found}; name the table data.csv.')
+    found = f'several tables, {", ".join(table.name for table in best)}; name the table data.csv'
+    if not best:
+        found = ('no CSV file or other table; add one, data.csv, with one row per product and the columns image, '
+                 'display name, description and category')
+    raise InputError(f'Cannot find a table in {folder}: it contains {found}.')
 
 
 def list_tables(

@@ -103,7 +103,8 @@ def _add_attributes(products: pd.DataFrame, styles: pd.DataFrame) -> pd.DataFram
     if 'id' not in styles:
         return products
     new = styles.columns.difference(products.columns, sort=False).difference(['id'], sort=False)
-    attributes = styles.drop_duplicates('id').set_index('id')[new].reindex(product_ids(products)).fillna('')
+    ids = product_ids(products, styles['id'])
+    attributes = styles.drop_duplicates('id').set_index('id')[new].reindex(ids).fillna('')
     return pd.concat([products, attributes.set_axis(products.index)], axis=1)
 
 # %% ../nbs/10_data.ipynb #ceb41aa5
@@ -295,7 +296,7 @@ def _describe_split(train: pd.DataFrame, test: pd.DataFrame) -> str:
 
 # %% ../nbs/10_data.ipynb #d10d0000
 def _print_kept_out(test: pd.DataFrame, ids: Collection[str], path: str | Path) -> None:
-    count = product_ids(test).isin(set(ids)).sum()
+    count = product_ids(test, ids).isin(set(ids)).sum()
     print(f'{count:,} of the {len(ids):,} products of {printable(path)} are kept out of training; '
           'the others are not in the catalogue or were rejected')
 

@@ -123,8 +123,11 @@ def _from_folder(folder: Path, destination: Path, limit: int | None, seed: int, 
         if not is_complete(target, size):
             with open(images/name, 'rb') as source:
                 copy_stream(source, target, size)
-    if outside:
-        print(printable(describe_links(images, outside).strip()))
+    advice = describe_links(images, outside).strip()
+    if len(outside) == (found != '').sum() > 0:
+        raise InputError(f'None of the images of {folder} can be copied: {advice}')
+    if advice:
+        print(printable(advice))
     return destination
 
 # %% ../nbs/16_sources.ipynb #2c8a549e
@@ -139,6 +142,8 @@ def _from_zip(path: Path, destination: Path, limit: int | None, seed: int, optio
         members = safe_members(archive)
         if limit is None:
             extract_members(archive, members, destination)
+            if is_dataset(destination):
+                return from_dataset(destination, destination, None, options['columns'])
             return _unwrap(destination)
         files = {name: info for name, info in members.items() if name.lower().endswith(TABLE_SUFFIXES)}
         extract_members(archive, files, tables)

@@ -11,6 +11,7 @@ import csv
 import io
 import os
 import re
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -31,10 +32,13 @@ _ALPHABETS = {  # encoding to letters of languages; those of Latin script withou
     'cp1256': (''.join(map(chr, range(0x621, 0x653))) + 'پچژگکیےہھٹڈڑںـ',),
     'cp874': (''.join(map(chr, range(0xe01, 0xe5c))),)}
 _LATIN = {'cp1250', 'cp1252', 'cp1254', 'cp1257'}
-_NOT_THAI = '^[\u0e30-\u0e3a\u0e45-\u0e4e]|[\u0e31\u0e34-\u0e3a]{2}|[\u0e40-\u0e44](?![\u0e01-\u0e2e])'
+_NOT_WORD = '^[\u0e30-\u0e3a\u0e45-\u0e4e]|[\u0e31\u0e34-\u0e3a]{2}|[\u0e40-\u0e44](?![\u0e01-\u0e2e])|ς(?=\\w)'
 _COMMON = {  # encoding to first bytes of common characters
     'gb18030': {*range(0xa1, 0xa4), *range(0xb0, 0xd8)}, 'big5': {*range(0xa1, 0xa4), *range(0xa4, 0xc7)},
     'cp949': {*range(0xa1, 0xa4), *range(0xb0, 0xc9)}, 'cp932': {*range(0x81, 0x84), *range(0x88, 0x98)}}
+_FREQUENT = {  # encoding to the letters that make up most of a text; a table with few words is judged by them
+    'cp1251': 'оеаинтсрвлкі', 'koi8_r': 'оеаинтсрвлкі', 'cp1253': 'αοιετσνηρκυπς', 'cp1255': 'יוהלאתרבמש',
+    'cp1256': 'اليمنترهبو', 'cp874': 'านรอกเงมยลว', 'cp949': .75, 'cp932': .65, 'gb18030': .62, 'big5': .6}
 _PLAUSIBLE = 0.95  # least share of words, or characters, that fit
 
 
@@ -50,7 +54,8 @@ def _share_of_words(text: str, encoding: str) -> float:
     words = _words(text)
     latin = 'abcdefghijklmnopqrstuvwxyz' if encoding in _LATIN else ''
     letters = [set(word.lower()) for word in words
-               if word[1:] in (word[1:].lower(), word[1:].upper()) and not re.search(_NOT_THAI, word)]
+               if word[1:] in (word[1:].lower(), word[1:].upper())
+               and not (word[0].islower() and word[1:].isupper()) and not re.search(_NOT_WORD, word)]
     spelled = max(sum(word <= {*alphabet, *latin} for word in letters) for alphabet in _ALPHABETS[encoding])
     return spelled/max(1, len(words)) if words else 1.0
 
@@ -78,13 +83,26 @@ def _readings(sample: bytes) -> dict[str, str]:
     return found
 
 
-def _more_likely(sample: bytes, encodings: Iterable[str]) -> list[str]:
-    "The encodings, except those whose letters are clearly less frequent in any language."
-    matches = list(from_bytes(sample, cp_isolation=list(encodings), threshold=1))
+def _familiarity(text: str, encoding: str) -> float:
+    "Share of the letters beyond ASCII that are frequent; fixed for scripts whose frequencies do not tell."
+    frequent = _FREQUENT.get(encoding, .5)
+    if isinstance(frequent, float):
+        return frequent if _words(text) else 0
+    words = ''.join(_words(text))
+    letters = [letter for letter in unicodedata.normalize('NFD', words.lower())
+               if letter.isalpha() and not letter.isascii()]
+    return sum(letter in frequent for letter in letters)/max(1, len(letters)) - .1*words.isupper()
+
+
+def _more_likely(sample: bytes, readings: dict[str, str]) -> list[str]:
+    "The encodings, except those whose letters are clearly less frequent in any language; the most likely one first."
+    encodings = list(readings)
+    matches = list(from_bytes(sample, cp_isolation=encodings, threshold=1))
     best = matches[0] if matches else None
     least = 20 if _LATIN & {*encodings} else 8  # words; the frequencies of fewer letters say nothing
     if best is None or len(_words(str(best))) < least:
-        return [*dict.fromkeys([*(match.encoding for match in matches), *encodings])]
+        ordered = dict.fromkeys([*(match.encoding for match in matches), *encodings])
+        return sorted(ordered, key=lambda encoding: -_familiarity(readings[encoding], encoding))
     margin = .1 if len(_words(str(best))) < 20 else .03
     near = [match for match in matches if match.chaos < best.chaos + .05 and match.coherence > best.coherence - margin]
     unrated = [encoding for encoding in encodings if encoding not in [match.encoding for match in matches]]
@@ -126,13 +144,22 @@ def read_file(
         raise unreadable(path, str(error.strerror)) from None
 
 
+def _unicode_form(data: bytes) -> str:
+    "UTF-16, also without its mark, by the zero bytes on one side of each pair; otherwise UTF-8."
+    if data[:2] in (b'\xff\xfe', b'\xfe\xff'):
+        return 'utf-16'
+    zeros = [data[side::2].count(0) for side in (0, 1)]
+    is_text = len(data) % 2 == 0 and min(zeros) == 0 < max(zeros)
+    return 'utf-8-sig' if not is_text else 'utf-16-le' if zeros[1] else 'utf-16-be'
+
+
 def decode_text(
     data: bytes,  # contents of a text file
     path: str | Path,  # the file, for messages
     encoding: str | None = None,  # its encoding; None: detect it
 ) -> str:
     "Decode a table in the given encoding or, without one, as UTF-8, UTF-16 or the only plausible encoding."
-    unicode = 'utf-16' if data[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
+    unicode = _unicode_form(data)
     try:
         text = data.decode(encoding or unicode)
     except LookupError:
@@ -140,12 +167,12 @@ def decode_text(
     except UnicodeDecodeError as error:
         line = data.count(b'\n', 0, error.start) + 1
         problem = f'line {line} is not {(encoding or unicode).removesuffix("-sig").upper()}'
-        if encoding or unicode == 'utf-16' or b'\0' in data:
+        if encoding or unicode.startswith('utf-16') or b'\0' in data:
             binary = not encoding and b'\0' in data
             advice = 'not a text file; save the table as CSV in UTF-8' if binary else f'{problem}; name its encoding'
             raise unreadable(path, advice) from None
         text = _decode_other(data, path, problem)
-    if '\0' in text:
+    if '\0' in text or (unicode[6:] and unicode.startswith('utf-16') and re.search('[\1-\x08\x0e-\x1f]', text)):
         raise unreadable(path, 'not a text file; save the table as CSV in UTF-8')
     return text.removeprefix('\ufeff')
 
