@@ -20,6 +20,7 @@ from .cleaning import PROBLEM_COLUMN
 from .core import InputError, atomic_write, printable
 from .download import image_suffix
 from .matching import IMAGE_ENDING, list_files
+from .record import SOURCE_FILE
 from .shops import IMAGE_SEPARATOR
 from .tables import keep_original
 
@@ -66,8 +67,8 @@ def _image_columns(schema: Any) -> list[str]:
 
 def _images_in_folders(folder: Path) -> list[str]:
     "The images in the folders of a folder; none if there are tables as well, which belong to them."
-    files = list_files(folder)
-    has_tables = any(name.lower().endswith((*TABLE_SUFFIXES, '.xml', '.xls', '.ods')) for name in files)
+    files = [name for name in list_files(folder) if name != SOURCE_FILE]
+    has_tables = any(name.lower().endswith((*TABLE_SUFFIXES, '.xml', '.xls', '.ods', '.gz', '.zip')) for name in files)
     return [] if has_tables else [name for name in files if '/' in name and IMAGE_ENDING.search(name)]
 
 

@@ -30,7 +30,7 @@ from clip_ft.core import (
 from .data import image_folder, read_products
 from .demo import draw_catalogue
 from .download import DownloadSettings
-from .exports import from_dataset, from_export, is_export, is_table
+from .exports import from_dataset, from_export, is_export, is_table, repeat_downloads
 from .hub import download_dataset, is_dataset
 from .images import OUTSIDE, allow_links, image_problem
 from .locks import stage_lock
@@ -211,6 +211,8 @@ def get_data(
         with stage_lock('get_data', paths.extracted.parent), name_disk_errors(paths.extracted):
             if not _is_finished(request, paths):  # another process may have finished it in the meantime
                 _get_catalogue(request, paths, options, DownloadSettings(allow_private))
+    else:
+        repeat_downloads(paths.extracted, DownloadSettings(allow_private))
     applied = read_options(paths)['applied']
     remember(paths, **{name: value for name, value in options.items() if value and name not in applied})
     if follow_links is not None:
