@@ -178,8 +178,12 @@ _CURRENCY = (r"[$€£¥₹₽₩₺₫₴₦₱฿₪₸₼₾₡₲₵៛﷼�
              r"|\b(?:AED|ARS|AUD|BGN|BRL|CAD|CHF|CLP|CNY|COP|CZK|DKK|EGP|EUR|GBP|HKD|HUF|IDR|ILS|INR|JPY|KRW|KZT|MXN"
              r"|MYR|NGN|NOK|NZD|PEN|PHP|PKR|PLN|QAR|RMB|RON|RSD|RUB|SAR|SEK|SGD|THB|TRY|TWD|UAH|USD|VND|ZAR|euros?"
              r"|dollars?)\b")
-_AROUND = r'^(?:from|ab|à partir de|desde|da|van(?:af)?|od|от|only|nur|now|price|mrp)?[:\s]*|\s*(?:/-|[,.][-–—]+)?$'
-_NUMBER = r"-?\d[\d.,'’\s\u00a0\u202f]*"
+_BEFORE = (r'(?:(?:from|ab|à partir de|desde|da|van(?:af)?|od|от|only|nur|now|price|mrp|rrp|uvp|msrp|about|approx'
+           r'|ca(?=\.|\s))\.?[:\s]*)*')
+_AFTER = (r"/-|[,.][-–—]+|/\s*[^\W\d]+\.?|(?:per|pro|je|par)\s+[^\W\d]+|each|\*+|\([^()]*\)|ttc|ht"
+          r"|(?:in[ck]l|e[xk]cl|exkl|zzgl|plus|ex|inc|iva|i\.v\.a)\b[^\d]*(?:\d+ ?%[^\d]*)?")
+_NUMBER = r"-?\d+(?:[\s'’]\d{3})*(?:[.,]\d+)*[.,]?"
+_RANGE = rf'({_NUMBER})\s*(?:[-–—~]|to|bis|до|à|a|hasta)\s*{_NUMBER}'
 _PRICE_NAME = r'(?i)price|preis|prix|precio|prezzo|preço|prijs|\bcena|цена|ціна|\bcost|msrp|\bmrp\b|betrag|montant'
 _ID_NAME = (r'(?i)(?:\b|_)(?:id|ids|sku|ean|gtin|upc|isbn|mpn|code|barcode|article|artikel\w*|phone|zip|date|ref)'
             r'(?:\b|_)')
@@ -187,11 +191,19 @@ _NO_NUMBER = (r'(?i)\W*|.*(?:request|call|enquir|inquir|application|anfrage|dema
               r'|звон|sold out|gratis|询|面议|문의|要問|お問).*|ask.*|tbd|tba|n/?a|none|null|nan|free|p\.?o\.?a\.?|vb')
 
 
-def _bare_numbers(values: pd.Series, number: str) -> pd.Series:
-    "The digits and signs of values that are numbers with or without a currency; NaN for other values."
-    bare = values.str.replace(rf'(?i){_CURRENCY}', ' ', regex=True).str.strip()
-    bare = bare.str.replace(rf'(?i){_AROUND}', '', regex=True).str.strip()
-    bare = bare.where(bare.str.fullmatch(number).astype(bool))
+def _without_currency(values: pd.Series) -> pd.Series:
+    bare = values.where(values.str.len() < 100, '').str.replace(rf'(?i)^{_BEFORE}', '', regex=True)
+    bare = bare.str.replace(rf'(?i){_CURRENCY}', ' ', regex=True).str.strip()
+    return bare.str.replace(rf'(?i)^{_BEFORE}|(?:\s*(?:{_AFTER}))+$', '', regex=True).str.strip()
+
+
+def _bare_numbers(values: pd.Series, with_ranges: bool) -> pd.Series:
+    "The digits and signs of values that are numbers, with or without a currency, or ranges; NaN for other values."
+    bare = _without_currency(values)
+    if with_ranges:
+        first = bare.str.extract(f'(?i)^{_RANGE}$')[0]
+        bare = first.where(first.notna(), bare)
+    bare = bare.where(bare.str.fullmatch(_NUMBER).astype(bool))
     return bare.str.replace(r"[\s'’]", '', regex=True).str.rstrip('.,')
 
 
@@ -209,6 +221,27 @@ def _decimal_sign(bare: pd.Series) -> tuple[str, bool]:
         return ('.' if last[repeated].iloc[0] == ',' else ','), True
     return '', not once.any()
 
+# %% ../nbs/04_cleaning.ipynb #04c00022
+_CURRENCIES = {
+    'EUR': '€|euros?', 'USD': r'\$|us|dollars?', 'GBP': '£', 'INR': 'rs|₹', 'RUB': 'руб|р|₽', 'UAH': 'грн|₴',
+    'PLN': 'zł', 'CZK': 'kč', 'TRY': 'tl|₺', 'KRW': '₩|원', 'JPY': '円', 'CHF': 'fr', 'BRL': 'r', 'HUF': 'ft',
+    'ILS': '₪', 'VND': '₫'}
+
+
+def _remarks(texts: pd.Series, unique: pd.Series) -> str:
+    "What a column of prices contains besides single prices in one currency."
+    ranges = texts.isin(unique[_without_currency(unique).str.fullmatch(rf'(?i){_RANGE}').astype(bool)]).sum()
+    named = unique.str.replace(rf'(?i)^{_BEFORE}', '', regex=True)
+    code = named.str.extract(r'\b([A-Z]{3})\b')[0]
+    sign = named.str.extract(rf'(?i)({_CURRENCY})')[0].str.upper()
+    for name, signs in _CURRENCIES.items():
+        sign = sign.mask(sign.str.fullmatch(rf'(?i)(?:{signs})\.?').fillna(False).astype(bool), name)
+    currency = code.where(code.str.fullmatch(_CURRENCY).fillna(False).astype(bool), sign)
+    counts = texts.map(dict(zip(unique, currency))).value_counts()
+    mixed = ', '.join(f'{name} ({count:,})' for name, count in counts.items())
+    return (f'; of ranges, the lower price is read ({ranges:,})' if ranges else '') + (
+        f'; the currencies are not converted: {mixed}' if len(counts) > 1 else '')
+
 # %% ../nbs/04_cleaning.ipynb #04c00003
 def plain_numbers(
     values: pd.Series,  # N values of a column
@@ -222,20 +255,24 @@ def plain_numbers(
     unique = pd.Series(texts.unique(), dtype=object)
     unique = unique[unique != '']
     sample = unique.iloc[::max(1, len(unique)//500)]
-    if not (_bare_numbers(sample, _NUMBER).notna() | sample.str.fullmatch(_NO_NUMBER).astype(bool)).mean() > .3:
+    priced = bool(re.search(_PRICE_NAME, name)) or sample.str.contains(_CURRENCY, regex=True).mean() > .5
+    plain = unique.str.fullmatch(_PLAIN).astype(bool)
+    if plain.all() and not (priced and unique.str.fullmatch(r'\d{1,3}(?:\.\d{3})?').all()):
         return values, ''
-    bare = _bare_numbers(unique, _NUMBER)
+    absent = sample.str.fullmatch(_NO_NUMBER).astype(bool)
+    if not (_bare_numbers(sample, priced).notna() | absent).mean() > .3:
+        return values, ''
+    bare = _bare_numbers(unique, priced)
     others = unique[bare.isna()]
-    priced = bool(re.search(_PRICE_NAME, name)) or unique.str.contains(_CURRENCY, regex=True).mean() > .5
     absent = others.str.fullmatch(_NO_NUMBER).astype(bool)
     sign, shown = _decimal_sign(bare.dropna())
-    plain = unique.str.fullmatch(_PLAIN).astype(bool)
     if (plain | absent.reindex(unique.index, fill_value=False)).all() and (shown or not priced):
         sign, shown = '.', True
     wrong = (~absent).sum()/max(1, len(unique))
     if bare.isna().all() or wrong > (.5 if priced else 0) or (plain.all() and sign not in ('', ',')):
         return values, ''
-    return _with_sign(texts, unique, bare, sign, shown, name)
+    numbers, note = _with_sign(texts, unique, bare, sign, shown, name)
+    return numbers, note + (_remarks(texts, unique) if priced else '')
 
 
 def _with_sign(texts: pd.Series, unique: pd.Series, bare: pd.Series, sign: str, shown: bool, name: str) -> tuple:

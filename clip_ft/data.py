@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from clip_ft.catalogue import (
-    add_columns_option, describe_columns, find_table, further_images, read_any_table, recognize_columns,
+    add_columns_option, describe_columns, find_table, further_images, read_any_table, recognize_columns, value_text,
 )
 from clip_ft.cleaning import (
     as_texts, clean_text, drop_boilerplate, full_text, is_placeholder, plain_numbers, print_lines,
@@ -36,7 +36,7 @@ from clip_ft.record import (
 from clip_ft.splits import (
     check_test_size, duplicate_groups, product_ids, read_judgments, read_split, split_products, write_split,
 )
-from .tables import keep_original, read_table, without_formulas, write_table
+from .tables import keep_original, read_table, unique_names, without_formulas, write_table
 from clip_ft.views import (
     IMAGE_SEPARATOR, image_notes, image_parts, joined_images, product_problems, split_images,
 )
@@ -92,7 +92,7 @@ def read_products(
         recognized.update(found)
     missing = [name for name in MAIN_COLUMNS if name not in products]
     if missing:
-        raise InputError(f'Cannot read {path}: no column {_quoted(missing)}; the table has {_quoted(products)}; '
+        raise InputError(f'Cannot read {path}: no column {_quoted(missing)}; the table has {_quoted(table)}; '
                          f'name the corresponding column with columns={{{missing[0]!r}: ...}}, '
                          f'or --columns {missing[0]!r}=... on the command line.')
     products['image'] = products['image'].str.strip()
@@ -119,7 +119,8 @@ def _add_attributes(products: pd.DataFrame, styles: pd.DataFrame) -> pd.DataFram
     if 'id' not in styles:
         return products
     new = styles.columns.difference(products.columns, sort=False).difference(['id'], sort=False)
-    attributes = styles.drop_duplicates('id').set_index('id')[new].reindex(product_ids(products)).fillna('')
+    ids = product_ids(products, styles['id'])
+    attributes = styles.drop_duplicates('id').set_index('id')[new].reindex(ids).fillna('')
     return pd.concat([products, attributes.set_axis(products.index)], axis=1)
 
 # %% ../nbs/10_data.ipynb #ceb41aa5
@@ -168,6 +169,17 @@ def clean_products(
     return _clean(products, image_dir, workers, notes)[:2]
 
 # %% ../nbs/10_data.ipynb #02b064ae
+def _as_table(products: pd.DataFrame) -> pd.DataFrame:
+    "A frame of pandas with numbered rows, different column names, and texts in place of lists and other objects."
+    products = products.set_axis(unique_names(list(map(str, products))), axis=1).reset_index(drop=True)
+    missing = [name for name in MAIN_COLUMNS if name not in products]
+    if missing:
+        raise InputError(f'The products have no column {_quoted(missing)}; they have {_quoted(products)}.')
+    plain = {str, int, float, bool, type(None)}
+    nested = [name for name in products.select_dtypes('object') if not plain.issuperset(products[name].map(type))]
+    return products.assign(**{name: products[name].map(value_text) for name in nested})
+
+
 def _clean_values(products: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     "Clean the texts and numbers of products."
     clean = products.copy()
@@ -184,7 +196,7 @@ def _clean(
     products: pd.DataFrame, image_dir: str | Path, workers: int | None = None, notes: list[str] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     "The two tables of clean_products; and for each row the image and the rule by which it was found."
-    products, problems = take_problems(products.reset_index(drop=True))
+    products, problems = take_problems(_as_table(products))
     products = keep_original(products, ('full_text', 'pixel_id', 'pixel_ids'))
     notes = [] if notes is None else notes
     clean = _clean_values(products, notes)
@@ -355,7 +367,7 @@ def _describe_split(train: pd.DataFrame, test: pd.DataFrame) -> str:
 
 # %% ../nbs/10_data.ipynb #d10d0000
 def _print_kept_out(test: pd.DataFrame, ids: Collection[str], path: str | Path) -> None:
-    count = product_ids(test).isin(set(ids)).sum()
+    count = product_ids(test, ids).isin(set(ids)).sum()
     print(f'{count:,} of the {len(ids):,} products of {printable(path)} are kept out of training; '
           'the others are not in the catalogue or were rejected')
 

@@ -25,7 +25,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from typing import Any, BinaryIO, NamedTuple
 from .core import InputError, chunked_calls, name_disk_errors, run_parallel, worker_pool
-from .images import ImageError, open_image, read_image_file
+from .images import DECODING_VERSION, ImageError, open_image, read_image_file
 
 # %% ../nbs/20_dataset.ipynb #9d122671
 @dataclass(frozen=True)
@@ -281,7 +281,8 @@ class PixelCache:
         with worker_pool(len(image_paths), workers) as pool:
             for _ in range(3):
                 digests = file_digests(image_paths, pool)
-                key = blake2b(repr(asdict(spec)).encode() + b''.join(digests), digest_size=16).hexdigest()
+                how = f'{DECODING_VERSION} {asdict(spec)}'.encode()
+                key = blake2b(how + b''.join(digests), digest_size=16).hexdigest()
                 path = Path(folder)/f'{key}.npy'
                 with name_disk_errors(path):
                     changed = _fill_file(path, list(zip(range(len(digests)), image_paths, digests)), spec, pool)

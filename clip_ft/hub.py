@@ -15,12 +15,14 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .catalogue import TABLE_NAMES, read_any_table
+from .catalogue import TABLE_NAMES, TABLE_SUFFIXES, list_tables, read_any_table
 from .cleaning import PROBLEM_COLUMN
-from .core import InputError, atomic_write
+from .core import InputError, atomic_write, printable
 from .download import image_suffix
-from .views import IMAGE_SEPARATOR
+from .matching import IMAGE_ENDING, list_files
+from .record import SOURCE_FILE
 from .tables import keep_original
+from .views import IMAGE_SEPARATOR
 
 # %% ../nbs/14_hub.ipynb #4bb0a007
 _METADATA = ('metadata.csv', 'metadata.jsonl', 'metadata.parquet')
@@ -63,6 +65,13 @@ def _image_columns(schema: Any) -> list[str]:
     return found
 
 
+def _images_in_folders(folder: Path) -> list[str]:
+    "The images in the folders of a folder; none if there are tables as well, which belong to them."
+    files = [name for name in list_files(folder) if name != SOURCE_FILE]
+    has_tables = any(name.lower().endswith((*TABLE_SUFFIXES, '.xml', '.xls', '.ods', '.gz', '.zip')) for name in files)
+    return [] if has_tables else [name for name in files if '/' in name and IMAGE_ENDING.search(name)]
+
+
 def is_dataset(
     folder: str | Path,  # folder
 ) -> bool:
@@ -71,7 +80,7 @@ def is_dataset(
     if any((folder/f'{name}.csv').is_file() for name in TABLE_NAMES):
         return False
     metadata, tables = _parts(folder)
-    return bool(metadata or tables)
+    return bool(metadata or tables or (not list_tables(folder) and _images_in_folders(folder)))
 
 # %% ../nbs/14_hub.ipynb #4bb0a009
 def _texts(column: Any, feature: dict) -> list[str]:
@@ -137,7 +146,28 @@ def read_dataset(
     "Read the table of a data set."
     folder = Path(folder)
     metadata, tables = _parts(folder)
-    return _read_metadata(folder, metadata) if metadata else _read_tables(folder, tables)
+    if metadata:
+        return _read_metadata(folder, metadata)
+    return _read_tables(folder, tables) if tables else _read_folders(folder)
+
+# %% ../nbs/14_hub.ipynb #4bb0a021
+_NO_WORD = r'(?i)\b(?:img|dsc[fn]?|pxl|image|photo|picture|pic|file|screenshot|scan|copy|item|product|[0-9a-f-]{8,})\b'
+
+def _read_folders(folder: Path) -> pd.DataFrame:
+    "The images of class folders, with texts made of their names. Raises InputError if the names are no texts."
+    images = pd.Series(_images_in_folders(folder), dtype=object)
+    parts = images.str.extract(r'([^/]*)/([^/]*)\.[^.]*$')
+    names, folders = (parts[column].str.replace(r'[\W_]+', ' ', regex=True).str.strip() for column in (1, 0))
+    is_text = names.str.replace(_NO_WORD, ' ', regex=True).str.contains(r'[^\W\d_]{3}', regex=True)
+    if is_text.mean() < .5 or names.nunique() < len(names)/2:
+        raise InputError(f'{folder} contains {len(images):,} images but no table, and their names, such as '
+                         f'{images[0]!r}, are not texts; add a table data.csv with one row per product and '
+                         'the columns image, display name, description and category.')
+    print(printable(f'{len(images):,} images without a table: {folders.nunique():,} folders are used as categories, '
+                    f'and the names of files as texts, such as {names[0]!r}'))
+    is_split = folders.str.fullmatch('(?i)train|test|val|valid|validation|dev')
+    return pd.DataFrame({'image': images, 'display name': names, 'description': names,
+                         'category': folders.mask(is_split.astype(bool), '')}).astype(str)
 
 # %% ../nbs/14_hub.ipynb #4bb0a011
 def _flat(value: Any) -> list[dict]:
@@ -167,8 +197,8 @@ def write_images(
     destination: str | Path,  # the folder images in it is for the images
 ) -> tuple[pd.DataFrame, Path]:  # table with the names of the images, and the folder of the catalogue
     "Write the images that are inside Parquet files; those of an image folder stay where they are."
-    metadata, tables = _parts(Path(folder))
-    if metadata:
+    _, tables = _parts(Path(folder))
+    if table['image'].astype(bool).any() or not tables:  # an image folder
         return table, Path(folder)
     wanted, names, start = set(table.index), {}, 0
     with tqdm(total=len(table), desc='write', unit='image') as bar:

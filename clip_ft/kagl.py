@@ -74,13 +74,15 @@ IMAGE_WEIGHT, NAME_WEIGHT = .9, .1  # weights of a product's embeddings if the q
 
 def _relevant_products(products, judgments):
     "Rows of the right products of each query. Raises InputError if none of them is in the catalogue."
-    row_of = {name: row for row, name in enumerate(product_ids(products))}
+    wanted = {name for judged in judgments.values() for name in judged}
+    row_of = {name: row for row, name in enumerate(product_ids(products, wanted))}
     rows = [[row_of[name] for name in judged if name in row_of] for judged in judgments.values()]
     relevant = [np.array(found, dtype=np.int64) for found in rows]
     if not any(map(len, relevant)):
-        wanted = next(iter(next(iter(judgments.values()))))
+        missing = next(iter(next(iter(judgments.values()))))
         raise InputError(f'None of the right products of the {len(judgments):,} queries is in the catalogue. '
-                         f'Use the names of the images as ids, such as {next(iter(row_of), "")!r}, not {wanted!r}.')
+                         f'Use the names of the images as ids, such as {next(iter(row_of), "")!r}, not {missing!r}, '
+                         'or add a column id to the table.')
     return relevant
 
 

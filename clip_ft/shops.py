@@ -133,6 +133,51 @@ def _from_shopify(table: pd.DataFrame) -> pd.DataFrame:
         'tags': _column(table, 'tags'),
     }, attributes)
 
+# %% ../nbs/12_shops.ipynb #5409a032w
+_WOOCOMMERCE = ('type|sku|name|short description|description|sale price|regular price|categories|tags|images|parent'
+                '|attribute # name|attribute # value(s)')
+_TRANSLATIONS = (
+    'typ|artikelnummer|name|kurzbeschreibung|beschreibung|angebotspreis|regulärer preis|kategorien|schlagwörter|bilder'
+    '|übergeordnetes produkt|attribut # name|attribut # wert(e)',
+    "type|ugs|nom|description courte|description|tarif promo|tarif régulier|catégories|étiquettes|images|parent"
+    "|nom de l'attribut #|valeur(s) de l'attribut #",
+    'tipo|sku|nombre|descripción corta|descripción|precio rebajado|precio normal|categorías|etiquetas|imágenes|superior'
+    '|nombre del atributo #|valor(es) del atributo #',
+    'tipo|cod|nome|breve descrizione|descrizione|prezzo in offerta|prezzo di listino|categorie|etichette|immagine'
+    '|genitore|attributo # nome|attributo # valuta(e)',
+    'type|sku|naam|korte omschrijving|beschrijving|actieprijs|reguliere prijs|categorieën|tags|afbeeldingen|hoofd'
+    '|naam eigenschap #|waarde eigenschap #',
+    'tipo|ref|nome|descrição curta|descrição|preço promocional|preço|categorias|tags|imagens|produto ascendente'
+    '|nome do atributo #|valores do atributo #',
+    'tipo|ref|nome|descrição breve|descrição|preço promocional|preço normal|categorias|etiquetas|imagens|pai'
+    '|atributo # nome|atributo # valor(es)',
+    'typ|sku|nazwa|krótki opis|opis|cena promocyjna|cena|kategorie|tagi|obrazki|rodzic'
+    '|nazwa atrybutu #|wartości atrybutu #',
+    'тип|артикул|имя|короткое описание|описание|цена распродажи|базовая цена|категории|метки|изображения|родительский'
+    '|имя атрибута #|значение(-я) аттрибута(-ов) #',
+    "тип|артикул|ім'я|короткий опис|опис|ціна зі знижкою|звичайна ціна|категорії|позначки|зображення|предок"
+    '|назва # атрибуту|# значення атрибуту',
+    'typ|artikelnr|namn|kort beskrivning|beskrivning|reapris|ordinarie pris|kategorier|taggar|bilder|förälder'
+    '|attribut # namn|attribut # värde(n)',
+    'type|varenummer|navn|kort beskrivelse|beskrivelse|tilbudspris|normalpris|kategorier|tags|billeder|forældre'
+    '|egenskab # navn|egenskab # værdi(er)',
+    'tür|stok kodu (sku)|i̇sim|kısa açıklama|açıklama|i̇ndirimli satış fiyatı|normal fiyat|kategoriler|etiketler'
+    '|görseller|ebeveyn|nitelik # ismi|nitelik # değer(ler)i',
+    'タイプ|sku|名前|簡単な説明|説明|セール価格|標準価格|カテゴリー|タグ|画像|親|属性 # の名前|属性 # の値',
+    '类型|sku|名称|简短描述|描述|促销价格|常规售价|分类|标签|图片|父级|属性 # 名称|属性 # 值',
+)
+
+def _in_english(names: list[str]) -> list[str]:
+    "Translate the column names of an export of WooCommerce; those of other tables stay."
+    for words in _TRANSLATIONS:
+        english = dict(zip(words.split('|'), _WOOCOMMERCE.split('|')))
+        keys = [re.sub(r'\d+', '#', name) for name in names]
+        if len({'type', 'name', 'images', 'categories', 'regular price'} & {english.get(key) for key in keys}) >= 4:
+            numbers = [re.search(r'\d+|$', name) for name in names]
+            return [english.get(key, name).replace('#', number[0] if number else '')
+                    for key, name, number in zip(keys, names, numbers)]
+    return names
+
 # %% ../nbs/12_shops.ipynb #5409a016
 def _from_woocommerce(table: pd.DataFrame) -> pd.DataFrame:
     is_variation = table['type'].str.contains('variation', case=False)
@@ -221,6 +266,8 @@ def _plain_names(table: pd.DataFrame) -> pd.DataFrame:
     names = table.columns.str.strip().str.casefold().str.replace(r'^.*\[(\w+)\]$|^g:(.*)$', r'\1\2', regex=True)
     if 'image_link' in names.str.replace(' ', '_'):  # the templates of Merchant Center contain spaces
         names = names.str.replace(' ', '_')
+    if not {'name', 'images'} <= set(names):
+        names = pd.Index(_in_english(list(names)))
     plain = table.set_axis(names, axis=1)
     return plain.loc[:, ~plain.columns.duplicated()].fillna('').astype(str)
 

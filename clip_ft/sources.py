@@ -29,7 +29,7 @@ from clip_ft.core import (
 from .data import all_names, image_folder, read_products
 from .demo import draw_catalogue
 from .download import DownloadSettings
-from .exports import from_dataset, from_export, is_export, is_table
+from .exports import from_dataset, from_export, is_export, is_table, repeat_downloads
 from .hub import download_dataset, is_dataset
 from .images import OUTSIDE, allow_links, image_problem
 from .locks import stage_lock
@@ -122,8 +122,11 @@ def _from_folder(folder: Path, destination: Path, limit: int | None, seed: int, 
         if not is_complete(target, size):
             with open(images/name, 'rb') as source:
                 copy_stream(source, target, size)
-    if outside:
-        print(printable(describe_links(images, outside).strip()))
+    advice = describe_links(images, outside).strip()
+    if len(outside) == (found != '').sum() > 0:
+        raise InputError(f'None of the images of {folder} can be copied: {advice}')
+    if advice:
+        print(printable(advice))
     return destination
 
 # %% ../nbs/19_sources.ipynb #2c8a549e
@@ -138,6 +141,8 @@ def _from_zip(path: Path, destination: Path, limit: int | None, seed: int, optio
         members = safe_members(archive)
         if limit is None:
             extract_members(archive, members, destination)
+            if is_dataset(destination):
+                return from_dataset(destination, destination, None, options['columns'])
             return _unwrap(destination)
         files = {name: info for name, info in members.items() if name.lower().endswith(TABLE_SUFFIXES)}
         extract_members(archive, files, tables)
@@ -205,6 +210,8 @@ def get_data(
         with stage_lock('get_data', paths.extracted.parent), name_disk_errors(paths.extracted):
             if not _is_finished(request, paths):  # another process may have finished it in the meantime
                 _get_catalogue(request, paths, options, DownloadSettings(allow_private))
+    else:
+        repeat_downloads(paths.extracted, DownloadSettings(allow_private))
     applied = read_options(paths)['applied']
     remember(paths, **{name: value for name, value in options.items() if value and name not in applied})
     if follow_links is not None:

@@ -22,11 +22,18 @@ from .tables import read_file, read_table, unreadable, without_formulas, write_t
 from .views import split_images
 
 # %% ../nbs/07_splits.ipynb #2b9f4c05
+_ID_COLUMNS = {'id', 'sku', 'handle', 'product id', 'product_id', 'item_id', 'article_id', 'artikelnummer', 'артикул'}
+
 def product_ids(
     products: pd.DataFrame,  # N products with a column image
+    wanted: Collection[str] = (),  # IDs of another file; if a column such as id or sku has more of them, it is used
 ) -> pd.Series:  # N IDs, str
     "Return the IDs of products."
-    return as_texts(products['image']).str.replace(r'^.*/|\.[^.]*$', '', regex=True)
+    names = as_texts(products['image']).str.replace(r'^.*/|\.[^.]*$', '', regex=True)
+    columns = [as_texts(products[name]).str.strip() for name in products if str(name).casefold() in _ID_COLUMNS]
+    unique = [ids for ids in columns if ids[ids != ''].is_unique] if len(wanted) else []
+    wanted = set(wanted)
+    return max([names, *unique], key=lambda ids: ids.isin(wanted).sum())
 
 # %% ../nbs/07_splits.ipynb #7c93d9f9
 def duplicate_groups(
@@ -102,7 +109,7 @@ def split_products(
         raise InputError(f'Cannot split {count} into a training and a test set: {few}.')
     category = pd.factorize(as_texts(products['category']), sort=True)[0][first]
     forced = np.zeros(len(sizes), bool)
-    forced[groups[product_ids(products).isin(set(keep_out))]] = True
+    forced[groups[product_ids(products, keep_out).isin(set(keep_out))]] = True
     in_test = _choose_groups(category, sizes, forced, test_size, seed)
     if in_test.all() and forced.any():
         raise InputError('No product is left to train on: each is kept out of training or a duplicate of one that is.')

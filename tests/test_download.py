@@ -164,7 +164,7 @@ def test_every_address_ends_in_a_file_or_a_reason(shop, tmp_path):
     before = Shop.requests.copy()
     again = download_images(expected, tmp_path/'images', QUICK)  # only what may have been repaired in the meantime
     assert again.equals(found)
-    assert {path.split('/')[1] for path in Shop.requests - before} == {'failing', 'later', 'cut'}
+    assert {path.split('/')[1] for path in Shop.requests - before} == {'failing', 'later', 'cut', 'slow', 'headers'}
 
 
 def test_nothing_of_a_private_network_is_reached(shop, tmp_path):

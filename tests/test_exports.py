@@ -52,6 +52,23 @@ def test_an_export_with_addresses(shop, quick, run, tmp_path):  # noqa: F811
     assert sum(Shop.requests.values()) == count
 
 
+def test_a_later_call_repeats_only_what_may_pass(shop, quick, monkeypatch, run, tmp_path):  # noqa: F811
+    kinds = ['photo', 'failing', 'gone', 'slow', 'photo', 'failing']
+    table = ''.join(f'{shop}/{kind}/{i}.jpg,text {i},Product {i},Hats\n' for i, kind in enumerate(kinds))
+    (tmp_path/'t.csv').write_text(HEADER + table)
+    options = ['--root', tmp_path/'root', '--source', tmp_path/'t.csv', '--allow-private']
+    monkeypatch.setattr('clip_ft.sources.DownloadSettings',
+                        lambda private: DownloadSettings(private, retries=0, seconds=.5))
+    assert '2 of 6 products have an image' in run(get_data_main, *options)
+    Shop.requests.clear()
+    monkeypatch.setattr(Shop, 'answer_failing', Shop.answer_photo)
+    assert '2 of 3 products whose image could not be downloaded before have one now' in run(get_data_main, *options)
+    assert {path.split('/')[1] for path in Shop.requests} == {'failing', 'slow'}
+    written = read_products(tmp_path/'root/data/extracted')
+    assert (written['image problem'] == '').to_list() == [True, True, False, False, True, True]
+    assert (tmp_path/'root/data/extracted/images'/written['image'][1]).read_bytes()
+
+
 def test_a_sample_of_an_export(shop, quick, tmp_path):  # noqa: F811
     (tmp_path/'feed.tsv').write_text(merchant().replace('https://cdn.shop.example', f'{shop}/photo'))
     folder = get_data(tmp_path/'feed.tsv', Paths(tmp_path/'root'), limit=10, allow_private=True)

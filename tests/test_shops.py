@@ -2,6 +2,8 @@
 
 import csv
 import io
+import re
+from functools import partial
 from xml.sax.saxutils import escape
 
 import pandas as pd
@@ -142,11 +144,36 @@ def magento():
     return text_of(rows)
 
 
+WORDS = {  # English header to the one in an export
+    'German': {'Type': 'Typ', 'SKU': 'Artikelnummer', 'Short description': 'Kurzbeschreibung', 'Images': 'Bilder',
+               'Description': 'Beschreibung', 'Categories': 'Kategorien', 'Regular price': 'Regulärer Preis',
+               'Sale price': 'Angebotspreis', 'Parent': 'Übergeordnetes Produkt',
+               'Attribute # name': 'Attribut # Name', 'Attribute # value(s)': 'Attribut # Wert(e)'},
+    'French': {'SKU': 'UGS', 'Name': 'Nom', 'Short description': 'Description courte', 'Categories': 'Catégories',
+               'Regular price': 'Tarif régulier', 'Sale price': 'Tarif promo',
+               'Attribute # name': "Nom de l'attribut #", 'Attribute # value(s)': "Valeur(s) de l'attribut # "},
+    'Turkish': {'Type': 'Tür', 'SKU': 'Stok kodu (SKU)', 'Name': 'İsim', 'Short description': 'Kısa açıklama',
+                'Description': 'Açıklama', 'Categories': 'Kategoriler', 'Regular price': 'Normal fiyat',
+                'Sale price': 'İndirimli satış fiyatı', 'Images': 'Görseller', 'Parent': 'Ebeveyn',
+                'Attribute # name': 'Nitelik # ismi', 'Attribute # value(s)': 'Nitelik # değer(ler)i'},
+}
+
+
+def woocommerce_in(language):
+    header, rest = woocommerce().split('\r\n', 1)
+    names = [re.sub(r'\d', '#', name) for name in header.split(',')]
+    numbers = [re.search(r'\d|$', name)[0] for name in header.split(',')]
+    words = [WORDS[language].get(name, name) for name in names]
+    return ','.join(word.replace('#', number)
+                    for word, number in zip(words, numbers, strict=True)) + '\r\n' + rest
+
+
 EXPORTS = {
     'shopify.csv': ('Shopify', shopify),
     'shopify_2024.csv': ('Shopify', lambda: shopify(SHOPIFY.items())),
     'woocommerce.csv': ('WooCommerce', woocommerce),
     'woocommerce_id.csv': ('WooCommerce', lambda: woocommerce('id')),
+    **{f'woocommerce_{language}.csv': ('WooCommerce', partial(woocommerce_in, language)) for language in WORDS},
     'merchant.tsv': ('Google Merchant Center', merchant),
     'merchant_names.tsv': ('Google Merchant Center', lambda: merchant().replace('image_link', 'image link', 1)),
     'rss.xml': ('Google Merchant Center', lambda: feed('rss')),
