@@ -38,7 +38,8 @@ from clip_ft.splits import (
 )
 from .tables import keep_original, read_table, without_formulas, write_table
 from clip_ft.views import (
-    IMAGE_SEPARATOR, image_notes, image_parts, joined_images, product_problems, split_images,
+    IMAGE_SEPARATOR, image_notes, image_parts, image_rows, join_values, joined_images, product_problems, split_images,
+    with_texts,
 )
 
 # %% ../nbs/10_data.ipynb #59468d44
@@ -107,11 +108,10 @@ def _with_further_images(products: pd.DataFrame, found: dict[str, list[str]]) ->
     names = further_images(products)
     if not names or names == ['images']:
         return products
-    found['images'], lists = names, pd.Series('', products.index, dtype=str)
-    for name in names:
-        more = products[name].str.strip()
-        lists = lists + (IMAGE_SEPARATOR + more).where((lists != '') & (more != ''), more)
-    return products.drop(columns=names).assign(images=lists)
+    found['images'] = names
+    parts = pd.concat([split_images(products[name]) for name in names])
+    lists = join_values(parts.sort_index(kind='stable'), IMAGE_SEPARATOR).reindex(products.index).fillna('')
+    return products.drop(columns=names).assign(images=lists.astype(str))
 
 
 def _add_attributes(products: pd.DataFrame, styles: pd.DataFrame) -> pd.DataFrame:
@@ -131,8 +131,8 @@ def image_folder(
     folder = Path(folder)
     if products is None:
         products = read_products(folder)
-    names = all_names(products.iloc[::max(1, len(products)//200)])
-    sample = [name for name in names if name and name[0] != '/' and '..' not in name]
+    names = image_rows(products.iloc[::max(1, len(products)//200)]).names
+    sample = [name for name in map(str.strip, names.astype(str)) if name and name[0] != '/' and '..' not in name]
     subfolders = [path for path in folder.iterdir() if path.is_dir()]
     subfolders.sort(key=lambda path: (path.name not in ('data', 'images'), path.name))
     for candidate in (folder, *subfolders):
@@ -184,7 +184,7 @@ def _clean(
     products: pd.DataFrame, image_dir: str | Path, workers: int | None = None, notes: list[str] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     "The two tables of clean_products; and for each row the image and the rule by which it was found."
-    products, problems = take_problems(products.reset_index(drop=True))
+    products, problems = take_problems(with_texts(products.reset_index(drop=True)))
     products = keep_original(products, ('full_text', 'pixel_id', 'pixel_ids'))
     notes = [] if notes is None else notes
     clean = _clean_values(products, notes)
