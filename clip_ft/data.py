@@ -183,7 +183,7 @@ def _clean_values(products: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
 def _clean(
     products: pd.DataFrame, image_dir: str | Path, workers: int | None = None, notes: list[str] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    "The two tables of clean_products; and for each row the image and the rule by which it was found."
+    "The two tables of clean_products; and for each row the main image and the rule that found it."
     products, problems = take_problems(with_texts(products.reset_index(drop=True)))
     products = keep_original(products, ('full_text', 'pixel_id', 'pixel_ids'))
     notes = [] if notes is None else notes

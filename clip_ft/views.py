@@ -30,9 +30,11 @@ def split_images(
     if printed.any():
         inner = cells[printed].str.strip(' \n[]"\'').str.replace(r'["\'][\s,]+["\']', IMAGE_SEPARATOR, regex=True)
         cells = cells.mask(printed, inner)
+    single = ~cells.str.contains(r'[,;|\n]|https?:', regex=True).astype(bool)
     joined = cells.str.contains(IMAGE_SEPARATOR, regex=False).astype(bool)
-    parts = [cells[joined].str.split(IMAGE_SEPARATOR, regex=False), cells[~joined].str.split(_LIST, regex=True)]
-    names = pd.concat(parts).sort_index(kind='stable').explode().str.strip().fillna('')
+    lists = cells[joined].str.split(IMAGE_SEPARATOR, regex=False), cells[~joined & ~single].str.split(_LIST, regex=True)
+    names = pd.concat([cells[single], *(names.explode() for names in lists)])
+    names = names.sort_index(kind='stable').str.strip().fillna('')
     return names[names != '']
 
 
@@ -189,7 +191,7 @@ def product_keys(
     "Tell which rows belong to the same product."
     images, lists = _texts(table['image']), _lists(table)
     if len(lists):
-        images.iloc[lists.index] = lists.str.split(IMAGE_SEPARATOR, n=1, regex=False).str[0].to_numpy()
+        images.iloc[lists.index] = lists.map(lambda names: names.split(IMAGE_SEPARATOR, 1)[0]).to_numpy()
     return images
 
 
