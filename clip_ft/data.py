@@ -25,7 +25,7 @@ from clip_ft.cleaning import (
 from clip_ft.core import (
     InputError, Paths, command_parser, console_script, new_figure, non_negative_int, printable,
 )
-from .images import OUTSIDE, check_images
+from .images import OUTSIDE
 from .locks import stage_lock
 from clip_ft.matching import (
     RULES, describe_links, describe_rules, list_files, match_images, name_nearest, search_image_folder,
@@ -38,8 +38,8 @@ from clip_ft.splits import (
 )
 from .tables import keep_original, read_table, without_formulas, write_table
 from clip_ft.views import (
-    IMAGE_SEPARATOR, image_notes, image_parts, image_rows, join_values, joined_images, product_problems, split_images,
-    with_texts,
+    IMAGE_SEPARATOR, checked_images, image_notes, image_parts, image_rows, join_values, joined_images, matched_images,
+    product_problems, split_images, with_texts,
 )
 
 # %% ../nbs/10_data.ipynb #59468d44
@@ -200,44 +200,28 @@ def _clean(
     reason[used.index[used.duplicated()]] = 'duplicate image name'
 
     drop_boilerplate(clean, reason, notes)
-    images = _check(images, clean, reason, image_dir, workers)
+    images = _without_placeholders(checked_images(images, reason, image_dir, workers), clean)
     reason = name_nearest(reason.where(reason != '', product_problems(images)), clean['image'], image_dir)
     notes += image_notes(images)
-    names = as_texts(products['image']).str.strip().astype(str)
-    kept = _with_columns(clean, joined_images(images), names)[reason == '']
+    kept = _with_columns(clean, joined_images(images), found['name'])[reason == '']
     rejects = keep_original(products, ('row', 'reason')).assign(row=products.index + 2, reason=reason)[reason != '']
     return kept.reset_index(drop=True), rejects.reset_index(drop=True), found.assign(image=clean['image'])
 
 # %% ../nbs/10_data.ipynb #d10c8188
 def _find_images(products: pd.DataFrame, image_dir: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "The matches of the column image; and one row per image of a product: product, image, problem."
+    "The names and matches of the column image; and one row per image of a product: product, image, problem."
     names, files = as_texts(products['image']).str.strip().astype(str), list_files(image_dir)
     found = match_images(names, files, image_dir)
     further = as_texts(products['images']).astype(str) if 'images' in products else None
     parts = image_parts(names, ~found['rule'].isin(['', 'first']), further)
     new = pd.Series(parts[~parts.isin(names)].unique(), dtype=str)
-    matches = pd.concat([found.assign(name=names), match_images(new, files, image_dir).assign(name=new)])
-    images = matches.drop_duplicates('name').set_index('name').loc[parts].reset_index()
-    images = images.assign(product=parts.index, image=images['image'].where(images['image'] != '', images['name']))
-    images = images[~images.duplicated(['product', 'image'])].reset_index(drop=True)
-    ranks = images['rule'].map({rule: rank for rank, rule in enumerate(RULES)})
-    taken = images['product'].duplicated() & (ranks > ranks.groupby(images['image']).transform('min'))
-    problem = 'image is missing: the nearest file is the image of another product'
-    return found, images.assign(problem=images['problem'].mask(taken, problem).astype(str))
+    found = found.assign(name=names)
+    matches = pd.concat([found, match_images(new, files, image_dir).assign(name=new)])
+    return found, matched_images(parts, matches, list(RULES))
 
 
-def _check(
-    images: pd.DataFrame, clean: pd.DataFrame, reason: pd.Series, image_dir: str | Path, workers: int | None,
-) -> pd.DataFrame:
-    "Add problems and pixel_id to the images of products without a reason; images of equal pixels are left out."
-    rejected = images['product'].map(reason)
-    problem = images['problem'].where(rejected == '', rejected)
-    names = images.loc[problem == '', 'image'].drop_duplicates()
-    checked = check_images(image_dir, names, workers).set_axis(names)
-    problem = problem.where(problem != '', images['image'].map(checked['problem'])).astype(str)
-    images = images.assign(problem=problem, pixel_id=images['image'].map(checked['pixel_id']).fillna(''))
-    repeated = (images['problem'] == '') & images.duplicated(['product', 'pixel_id'])
-    images = images[~repeated].reset_index(drop=True)
+def _without_placeholders(images: pd.DataFrame, clean: pd.DataFrame) -> pd.DataFrame:
+    "Add problems to the images that very many products share."
     texts = clean[['display name', 'description']].loc[images['product']].set_axis(images.index)
     problem = images['problem'].copy()
     reject_placeholder_images(texts, images['pixel_id'], problem)
