@@ -116,7 +116,7 @@ def large(number, folder):
     small = demo()
     folder = Path(folder)
     rows = np.arange(number) % len(small)
-    table = small.dataframe.iloc[rows].reset_index(drop=True)
+    table = small.dataframe.iloc[rows].drop(columns=['images', 'pixel_ids'], errors='ignore').reset_index(drop=True)
     names = [f'product-{i}.jpg' for i in range(number)]
     for old in set(table['image']):
         shutil.copy(small.image_dir/old, folder/f'original-{old}')

@@ -25,7 +25,7 @@ from clip_ft.cleaning import (
 from clip_ft.core import (
     InputError, Paths, command_parser, console_script, new_figure, non_negative_int, printable,
 )
-from .images import OUTSIDE, check_images
+from .images import OUTSIDE
 from .locks import stage_lock
 from clip_ft.matching import (
     RULES, describe_links, describe_rules, list_files, match_images, name_nearest, search_image_folder,
@@ -38,7 +38,8 @@ from clip_ft.splits import (
 )
 from .tables import keep_original, read_table, unique_names, without_formulas, write_table
 from clip_ft.views import (
-    IMAGE_SEPARATOR, image_notes, image_parts, joined_images, product_problems, split_images,
+    IMAGE_SEPARATOR, checked_images, image_notes, image_parts, image_rows, join_values, joined_images, matched_images,
+    product_problems, split_images, with_texts,
 )
 
 # %% ../nbs/10_data.ipynb #59468d44
@@ -107,11 +108,10 @@ def _with_further_images(products: pd.DataFrame, found: dict[str, list[str]]) ->
     names = further_images(products)
     if not names or names == ['images']:
         return products
-    found['images'], lists = names, pd.Series('', products.index, dtype=str)
-    for name in names:
-        more = products[name].str.strip()
-        lists = lists + (IMAGE_SEPARATOR + more).where((lists != '') & (more != ''), more)
-    return products.drop(columns=names).assign(images=lists)
+    found['images'] = names
+    parts = pd.concat([split_images(products[name]) for name in names])
+    lists = join_values(parts.sort_index(kind='stable'), IMAGE_SEPARATOR).reindex(products.index).fillna('')
+    return products.drop(columns=names).assign(images=lists.astype(str))
 
 
 def _add_attributes(products: pd.DataFrame, styles: pd.DataFrame) -> pd.DataFrame:
@@ -132,8 +132,8 @@ def image_folder(
     folder = Path(folder)
     if products is None:
         products = read_products(folder)
-    names = all_names(products.iloc[::max(1, len(products)//200)])
-    sample = [name for name in names if name and name[0] != '/' and '..' not in name]
+    names = image_rows(products.iloc[::max(1, len(products)//200)]).names
+    sample = [name for name in map(str.strip, names.astype(str)) if name and name[0] != '/' and '..' not in name]
     subfolders = [path for path in folder.iterdir() if path.is_dir()]
     subfolders.sort(key=lambda path: (path.name not in ('data', 'images'), path.name))
     for candidate in (folder, *subfolders):
@@ -172,11 +172,13 @@ def clean_products(
 def _as_table(products: pd.DataFrame) -> pd.DataFrame:
     "A frame of pandas with numbered rows, different column names, and texts in place of lists and other objects."
     products = products.set_axis(unique_names(list(map(str, products))), axis=1).reset_index(drop=True)
+    products = with_texts(products)
     missing = [name for name in MAIN_COLUMNS if name not in products]
     if missing:
         raise InputError(f'The products have no column {_quoted(missing)}; they have {_quoted(products)}.')
     plain = {str, int, float, bool, type(None)}
-    nested = [name for name in products.select_dtypes('object') if not plain.issuperset(products[name].map(type))]
+    others = [name for name in products if products[name].dtype == object]
+    nested = [name for name in others if not plain.issuperset(products[name].map(type))]
     return products.assign(**{name: products[name].map(value_text) for name in nested})
 
 
@@ -195,7 +197,7 @@ def _clean_values(products: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
 def _clean(
     products: pd.DataFrame, image_dir: str | Path, workers: int | None = None, notes: list[str] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    "The two tables of clean_products; and for each row the image and the rule by which it was found."
+    "The two tables of clean_products; and for each row the main image and the rule that found it."
     products, problems = take_problems(_as_table(products))
     products = keep_original(products, ('full_text', 'pixel_id', 'pixel_ids'))
     notes = [] if notes is None else notes
@@ -212,44 +214,28 @@ def _clean(
     reason[used.index[used.duplicated()]] = 'duplicate image name'
 
     drop_boilerplate(clean, reason, notes)
-    images = _check(images, clean, reason, image_dir, workers)
+    images = _without_placeholders(checked_images(images, reason, image_dir, workers), clean)
     reason = name_nearest(reason.where(reason != '', product_problems(images)), clean['image'], image_dir)
     notes += image_notes(images)
-    names = as_texts(products['image']).str.strip().astype(str)
-    kept = _with_columns(clean, joined_images(images), names)[reason == '']
+    kept = _with_columns(clean, joined_images(images), found['name'])[reason == '']
     rejects = keep_original(products, ('row', 'reason')).assign(row=products.index + 2, reason=reason)[reason != '']
     return kept.reset_index(drop=True), rejects.reset_index(drop=True), found.assign(image=clean['image'])
 
 # %% ../nbs/10_data.ipynb #d10c8188
 def _find_images(products: pd.DataFrame, image_dir: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "The matches of the column image; and one row per image of a product: product, image, problem."
+    "The names and matches of the column image; and one row per image of a product: product, image, problem."
     names, files = as_texts(products['image']).str.strip().astype(str), list_files(image_dir)
     found = match_images(names, files, image_dir)
     further = as_texts(products['images']).astype(str) if 'images' in products else None
     parts = image_parts(names, ~found['rule'].isin(['', 'first']), further)
     new = pd.Series(parts[~parts.isin(names)].unique(), dtype=str)
-    matches = pd.concat([found.assign(name=names), match_images(new, files, image_dir).assign(name=new)])
-    images = matches.drop_duplicates('name').set_index('name').loc[parts].reset_index()
-    images = images.assign(product=parts.index, image=images['image'].where(images['image'] != '', images['name']))
-    images = images[~images.duplicated(['product', 'image'])].reset_index(drop=True)
-    ranks = images['rule'].map({rule: rank for rank, rule in enumerate(RULES)})
-    taken = images['product'].duplicated() & (ranks > ranks.groupby(images['image']).transform('min'))
-    problem = 'image is missing: the nearest file is the image of another product'
-    return found, images.assign(problem=images['problem'].mask(taken, problem).astype(str))
+    found = found.assign(name=names)
+    matches = pd.concat([found, match_images(new, files, image_dir).assign(name=new)])
+    return found, matched_images(parts, matches, list(RULES))
 
 
-def _check(
-    images: pd.DataFrame, clean: pd.DataFrame, reason: pd.Series, image_dir: str | Path, workers: int | None,
-) -> pd.DataFrame:
-    "Add problems and pixel_id to the images of products without a reason; images of equal pixels are left out."
-    rejected = images['product'].map(reason)
-    problem = images['problem'].where(rejected == '', rejected)
-    names = images.loc[problem == '', 'image'].drop_duplicates()
-    checked = check_images(image_dir, names, workers).set_axis(names)
-    problem = problem.where(problem != '', images['image'].map(checked['problem'])).astype(str)
-    images = images.assign(problem=problem, pixel_id=images['image'].map(checked['pixel_id']).fillna(''))
-    repeated = (images['problem'] == '') & images.duplicated(['product', 'pixel_id'])
-    images = images[~repeated].reset_index(drop=True)
+def _without_placeholders(images: pd.DataFrame, clean: pd.DataFrame) -> pd.DataFrame:
+    "Add problems to the images that very many products share."
     texts = clean[['display name', 'description']].loc[images['product']].set_axis(images.index)
     problem = images['problem'].copy()
     reject_placeholder_images(texts, images['pixel_id'], problem)

@@ -357,8 +357,8 @@ def download_catalogue(
     "Download the images of products."
     products = products.reset_index(drop=True)
     cells = as_texts(products['image'])
-    further = IMAGE_SEPARATOR + as_texts(products['images']) if 'images' in products else ''
-    names = split_images(cells + further)
+    further = [split_images(as_texts(products['images']))] if 'images' in products else []
+    names = pd.concat([split_images(cells), *further]).sort_index(kind='stable')
     names = names[are_addresses(names)]
     found = download_images(names, folder, settings)
     files, problems = names.map(found['name']), names.map(found['problem'])

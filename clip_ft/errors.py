@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .cleaning import normalize_text
+from .cleaning import as_texts, normalize_text
 from .dataset import PixelCache
 from .evaluation import Evaluation, bootstrap, interval, same_queries
 from .images import IMAGE_FORMATS
 from .queries import attribute
+from .views import split_images
 
 # %% ../nbs/52_errors.ipynb #ff1c52d4
 def rank_changes(
@@ -133,6 +134,13 @@ def confused_pairs(
     return pairs.sort_values(['queries', 'share'], ascending=False, kind='stable').head(n).reset_index(drop=True)
 
 # %% ../nbs/52_errors.ipynb #6d1e0a20
+def _values(products, column):
+    "The texts of a column, or the pixels of all images of each product; the index is the row number."
+    if column == 'pixel_id' and 'pixel_ids' in products:
+        return split_images(as_texts(products['pixel_ids']).reset_index(drop=True))
+    return normalize_text(products[column]).reset_index(drop=True)
+
+
 def leaks(
     train_products: pd.DataFrame,  # products that the model was trained on
     test_products: pd.DataFrame,  # products that the model is evaluated on
@@ -142,8 +150,8 @@ def leaks(
     for column in ('image', 'pixel_id', 'display name', 'description'):
         if column not in train_products or column not in test_products:
             continue
-        train, test = (normalize_text(products[column]) for products in (train_products, test_products))
-        shared = (test.isin(set(train)) & (test != '')).to_numpy()
+        train, test = (_values(products, column) for products in (train_products, test_products))
+        shared = np.isin(np.arange(len(test_products)), test.index[test.isin(set(train)) & (test != '')])
         examples = test_products['image'][shared]
         rows.append({'column': column, 'n': int(shared.sum()), 'share': shared.sum() / max(1, len(shared)),
                      'example': examples.iloc[0] if len(examples) else ''})

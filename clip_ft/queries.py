@@ -16,6 +16,7 @@ from .data import duplicate_groups
 from .metrics import relevant_rows
 from .tables import read_table
 from .texts import ATTRIBUTES, attribute_phrases
+from .views import image_rows
 
 # %% ../nbs/50_queries.ipynb #6d1e0a01
 @dataclass
@@ -88,7 +89,7 @@ def _check_rows(path, queries, images, known):
         if not query:
             raise InputError(f'{path}: row {number}, column query: the query is empty')
         if image not in known:
-            problem = f'{image!r} is not among the {len(known):,} products that are searched'
+            problem = f'{image!r} is not among the {len(known):,} images of the products that are searched'
             raise InputError(f'{path}: row {number}, column image: {problem}')
 
 
@@ -103,7 +104,7 @@ def read_queries(
         columns = ', '.join(map(repr, table.columns))
         raise InputError(f'{path}: no column {", ".join(map(repr, missing))}; the table has {columns}')
     queries, images = table['query'].str.split().str.join(' '), table['image'].str.strip()
-    row_of = {image: row for row, image in enumerate(products['image'])}
+    row_of = dict(zip(*image_rows(products))) | {image: row for row, image in enumerate(products['image'])}
     _check_rows(path, queries, images, row_of)
     rows = images.map(row_of).to_numpy()
     duplicates = relevant_rows(duplicate_groups(products))

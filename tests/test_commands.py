@@ -20,6 +20,7 @@ from clip_ft.report import evaluate_main
 from clip_ft.search_command import search_main
 from clip_ft.sources import get_data_main
 from clip_ft.train_command import train_main
+from clip_ft.views import image_rows
 
 METRICS = ('clip_score', 'batch_accuracy', 'hit_rate@1', 'hit_rate@5', 'hit_rate@10', 'mrr', 'median_rank')
 
@@ -35,7 +36,7 @@ def test_all_six_commands(shop):
     for word in (*METRICS, 'before'):
         assert word in printed['evaluate']
     with np.load(paths.embeddings, allow_pickle=False) as file:
-        assert file['embeddings'].shape == (len(products), 128)
+        assert file['embeddings'].shape == (len(image_rows(products).names), 128)
     lines = printed['search'].splitlines()
     assert sum('.jpg' in line for line in lines) == 5
     assert max(map(len, lines[:6])) <= 100
