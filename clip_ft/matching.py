@@ -198,10 +198,10 @@ class _Search:
 # %% ../nbs/09_matching.ipynb #9a7c0014
 def _without_outside(forms: dict[str, str], folder: str) -> dict[str, str]:
     "Make absolute paths inside the folder relative, and leave out names that mean a file outside of it."
-    inside = {}
+    inside, own = {}, [f'{_with_slashes(path)}/' for path in (os.path.abspath(folder), os.path.realpath(folder))]
     for name, form in forms.items():
-        for prefix in (os.path.abspath(folder), os.path.realpath(folder)):
-            form = form.removeprefix(f'{_with_slashes(prefix)}/')
+        for prefix in own:
+            form = form.removeprefix(prefix)
         is_path = re.match(r'(?:[A-Za-z]:)?/', form) and not _ADDRESS.match(name)
         if not (re.search(r'(?:^|/)\.\.(?:/|$)|^~|\0', form) or (is_path and os.path.lexists(form))):
             inside[name] = form

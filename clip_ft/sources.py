@@ -201,10 +201,10 @@ def get_data(
     paths: Paths,  # the project; the catalogue is stored in paths.extracted, but a whole folder is used in place
     limit: int | None = None,  # number of products, drawn with the same shares of categories; None: all
     seed: int = 42,  # seed of the sample, or of the demo
-    columns: dict[str, str] | None = None,  # as in read_products; preprocess uses them too
+    columns: dict[str, str] | None = None,  # as in read_products; also for preprocess
     follow_links: str | Path | None = None,  # folder outside of it to which links may point
-    encoding: str | None = None,  # as in read_products; preprocess uses it too
-    allow_private: bool = False,  # images may be on this computer or in a private network
+    encoding: str | None = None,  # as in read_products; also for preprocess
+    allow_private: bool = False,  # images may be in a private network
 ) -> Path:  # folder of the catalogue, for read_products
     "Get a catalogue. Raises InputError, and overwrites nothing, if the project already contains another one."
     request = _request(str(source), limit, seed)
