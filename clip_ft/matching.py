@@ -57,7 +57,7 @@ IMAGE_ENDING = re.compile(rf'{_SUFFIX}$', re.IGNORECASE)
 _ADDRESS = re.compile(r'(?:[A-Za-z][A-Za-z0-9+.-]*:)?//[^/]*')
 _QUERY = re.compile(rf'({_SUFFIX})\?.*', re.IGNORECASE | re.DOTALL)
 _SEVERAL = re.compile(rf'({_SUFFIX}(?:\?[^,;|\s]*)?)\s*[,;|\n].*', re.IGNORECASE | re.DOTALL)
-_SIZE = re.compile(r'[-_@](?:\d{2,4}x\d{0,4}|x\d{2,4}|[23]x|scaled|thumb|small|compact|medium|large|grande|master)$')
+_SIZE = re.compile(r'(?:[-_]\d{2,4}x\d{0,4}|[-_]x\d{2,4}|@[23]x|-scaled|_(?:thumb|small|medium|large|grande|master))$')
 _NUMBER = re.compile(r'0*(\d+?)(?:\.0)?', re.ASCII)
 
 def _bare(name: str) -> str:
