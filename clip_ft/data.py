@@ -28,10 +28,10 @@ from clip_ft.core import (
 from .images import OUTSIDE
 from .locks import stage_lock
 from clip_ft.matching import (
-    RULES, describe_links, describe_rules, list_files, match_images, name_nearest, search_image_folder,
+    RULES, describe_rules, list_files, match_images, name_nearest, search_image_folder,
 )
 from clip_ft.record import (
-    add_links_option, catalogue_folder, read_options, remember, remember_links, written_table,
+    add_links_option, catalogue_folder, describe_links, read_options, remember, remember_links, written_table,
 )
 from clip_ft.splits import (
     check_test_size, duplicate_groups, product_ids, read_judgments, read_split, split_products, write_split,
@@ -177,8 +177,8 @@ def _as_table(products: pd.DataFrame) -> pd.DataFrame:
     if missing:
         raise InputError(f'The products have no column {_quoted(missing)}; they have {_quoted(products)}.')
     plain = {str, int, float, bool, type(None)}
-    others = [name for name in products if products[name].dtype == object]
-    nested = [name for name in others if not plain.issuperset(products[name].map(type))]
+    mixed = [name for name in products if products[name].dtype == object]
+    nested = [name for name in mixed if not plain.issuperset(products[name].map(type))]
     return products.assign(**{name: products[name].map(value_text) for name in nested})
 
 

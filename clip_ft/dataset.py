@@ -281,9 +281,8 @@ class PixelCache:
         with worker_pool(len(image_paths), workers) as pool:
             for _ in range(3):
                 digests = file_digests(image_paths, pool)
-                how = f'{DECODING_VERSION} {asdict(spec)}'.encode()
-                key = blake2b(how + b''.join(digests), digest_size=16).hexdigest()
-                path = Path(folder)/f'{key}.npy'
+                parts = [f'{DECODING_VERSION} {asdict(spec)}'.encode(), *digests]
+                path = Path(folder)/f'{blake2b(b"".join(parts), digest_size=16).hexdigest()}.npy'
                 with name_disk_errors(path):
                     changed = _fill_file(path, list(zip(range(len(digests)), image_paths, digests)), spec, pool)
                 if not changed:

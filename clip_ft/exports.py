@@ -16,15 +16,15 @@ import numpy as np
 import pandas as pd
 
 from .catalogue import TABLE_SUFFIXES, describe_columns, find_table
-from .cleaning import PROBLEM_COLUMN
+from .cleaning import PROBLEM_COLUMN, as_texts
 from .core import InputError, printable
 from .data import read_products
-from .download import DownloadSettings, download_catalogue, may_pass
+from .download import DownloadSettings, download_catalogue, read_failures
 from .hub import read_dataset, write_images
 from .locks import stage_lock
 from .matching import IMAGE_ENDING
 from .record import WRITTEN_TABLE
-from .shops import has_addresses, read_export, shop_format, shop_products
+from .shops import has_addresses, read_export, shop_format, shop_products, split_images
 from .tables import read_table, write_table
 
 # %% ../nbs/15_exports.ipynb #e4907006
@@ -111,6 +111,13 @@ def _with_images(products: pd.DataFrame, path: Path, destination: Path, settings
     return products
 
 # %% ../nbs/15_exports.ipynb #e4907021
+def _may_pass(products: pd.DataFrame, images: Path) -> pd.Series:
+    "Whether the image of a product is missing although not all its addresses failed for good."
+    names = split_images(as_texts(products['image']).where(products[PROBLEM_COLUMN] != '', ''))
+    names = names[names.str.match(r'(?i)\s*(?:https?:)?//') & ~names.isin(list(read_failures(images)))]
+    return pd.Series(products.index.isin(names.index), products.index)
+
+
 def repeat_downloads(
     destination: Path,  # folder of the table and the images
     settings: DownloadSettings,  # limits of the download
@@ -120,7 +127,7 @@ def repeat_downloads(
     if not (path.is_file() and images.is_dir()):
         return
     table = read_table(path)
-    failed = may_pass(table, images) if PROBLEM_COLUMN in table else pd.Series(dtype=bool)
+    failed = _may_pass(table, images) if PROBLEM_COLUMN in table else pd.Series(dtype=bool)
     if not failed.any():
         return
     with stage_lock('get_data', destination.parent):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_FILES', 'IMAGE_ENDING', 'COPIES', 'RULES', 'SIMILARITY', 'list_files', 'main_folder', 'match_images',
-           'nearest_files', 'name_nearest', 'search_image_folder', 'describe_rules', 'describe_links']
+           'nearest_files', 'name_nearest', 'search_image_folder', 'describe_rules']
 
 # %% ../nbs/09_matching.ipynb #9a7c0004
 import os
@@ -15,11 +15,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from difflib import SequenceMatcher
 from functools import partial
+from html import unescape
 from pathlib import Path
 from urllib.parse import unquote
 
 import pandas as pd
 
+from .catalogue import ARCHIVES
 from .core import InputError
 from .images import MISSING, is_followed
 
@@ -55,7 +57,19 @@ IMAGE_ENDING = re.compile(rf'{_SUFFIX}$', re.IGNORECASE)
 _ADDRESS = re.compile(r'(?:[A-Za-z][A-Za-z0-9+.-]*:)?//[^/]*')
 _QUERY = re.compile(rf'({_SUFFIX})\?.*', re.IGNORECASE | re.DOTALL)
 _SEVERAL = re.compile(rf'({_SUFFIX}(?:\?[^,;|\s]*)?)\s*[,;|\n].*', re.IGNORECASE | re.DOTALL)
+_SIZE = re.compile(r'(?:[-_]\d{2,4}x\d{0,4}|[-_]x\d{2,4}|@[23]x|-scaled|_(?:thumb|small|medium|large|grande|master))$')
 _NUMBER = re.compile(r'0*(\d+?)(?:\.0)?', re.ASCII)
+
+def _bare(name: str) -> str:
+    "Remove an HTML tag, brackets, quotation marks and invisible characters around a name, and decode entities."
+    if name.isascii() and not re.search('["\'&<\\[]', name):
+        return name
+    source = re.search(r'<img\b[^>]*?\bsrc\s*=\s*["\']?([^"\'>]+)', name)
+    return unescape(source[1] if source else name).strip('[]"\' \t\u00a0\u200b\u200c\u200d\u2060\ufeff')
+
+
+def _without_size(name: str) -> str: return _SIZE.sub('', name)
+
 
 def _without_address(name: str) -> str:
     "Remove the server and the query of an address."
@@ -65,7 +79,7 @@ def _without_address(name: str) -> str:
     return _QUERY.sub(r'\1', name) if '?' in name else name
 
 
-def _decoded(name: str) -> str: return unquote(name) if '%' in name else name
+def _decoded(name: str) -> str: return unquote(name).replace('+', ' ') if '%' in name or '+' in name else name
 
 
 def _with_slashes(name: str) -> str: return name.replace('\\', '/')
@@ -130,6 +144,7 @@ def _is_within(folder: str, other: str) -> bool: return not other or f'{folder}/
 # %% ../nbs/09_matching.ipynb #9a7c0013
 RULES = {  # rule: how preprocess calls it; the strictest one first
     'name': 'by name',
+    'bare': 'without quotation marks or other signs around them',
     'address': 'by the file name of an address',
     'encoded': 'with percent-encoded characters',
     'backslashes': 'with backslashes',
@@ -140,10 +155,11 @@ RULES = {  # rule: how preprocess calls it; the strictest one first
     'extension': 'by name without extension, or with another one',
     'folder and extension': 'by file name in other folders, without extension or with another one',
     'number': 'without leading zeros',
+    'size': 'without the size in the name',
     'first': 'by the first of several names',
 }
 _CHANGES: dict[str, Callable[[str], str]] = {
-    'name': str, 'address': _without_address, 'encoded': _decoded, 'backslashes': _with_slashes,
+    'name': str, 'bare': _bare, 'address': _without_address, 'encoded': _decoded, 'backslashes': _with_slashes,
     'path': _as_relative, 'Unicode': _composed, 'case': _without_case,
 }
 _MAX_DEPTH = 6  # folders of a name that are compared with those of a file
@@ -182,10 +198,10 @@ class _Search:
 # %% ../nbs/09_matching.ipynb #9a7c0014
 def _without_outside(forms: dict[str, str], folder: str) -> dict[str, str]:
     "Make absolute paths inside the folder relative, and leave out names that mean a file outside of it."
-    inside = {}
+    inside, own = {}, [f'{_with_slashes(path)}/' for path in (os.path.abspath(folder), os.path.realpath(folder))]
     for name, form in forms.items():
-        for prefix in (os.path.abspath(folder), os.path.realpath(folder)):
-            form = form.removeprefix(f'{_with_slashes(prefix)}/')
+        for prefix in own:
+            form = form.removeprefix(prefix)
         is_path = re.match(r'(?:[A-Za-z]:)?/', form) and not _ADDRESS.match(name)
         if not (re.search(r'(?:^|/)\.\.(?:/|$)|^~|\0', form) or (is_path and os.path.lexists(form))):
             inside[name] = form
@@ -215,6 +231,8 @@ def _search(names: Iterable[str], files: Sequence[str], main: str, folder: str) 
     whole = list(map(_stem, whole))
     _look_in_folders(search, whole, 'folder and extension')
     search.look_up('number', list(map(_number, whole)), _number)
+    whole = [_without_size(form.rpartition('/')[2]) for form in whole]
+    search.look_up('size', whole, lambda form: _without_size(form.rpartition('/')[2]))
     return search
 
 # %% ../nbs/09_matching.ipynb #9a7c0015
@@ -327,8 +345,10 @@ def search_image_folder(
     found = match_images(names, files, folder)
     images = found['image'][found['image'] != '']
     if images.empty:
+        packed = [name for name in files if name.lower().endswith(ARCHIVES)]
+        advice = f'; unpack {packed[0]} there' if packed else ''
         raise InputError(f'Cannot find the images: {folder} contains none of those in the table'
-                         f'{_examples(names, found, files)}.')
+                         f'{_examples(names, found, files)}{advice}.')
     tops = set(images.str.partition('/')[0].where(images.str.contains('/'), ''))
     top = tops.pop()
     if tops or not top:
@@ -361,20 +381,3 @@ def describe_rules(
     counts = rules.value_counts()
     parts = [f'{counts[rule]:,} {phrase}' for rule, phrase in RULES.items() if rule in counts]
     return 'images: ' + (', '.join(parts) or 'none')
-
-
-def describe_links(
-    image_dir: str | Path,  # folder of the images
-    names: Iterable[str],  # images outside the folder
-) -> str:  # a sentence, empty if none is a link
-    "Say that images are links to files outside the folder, and how to allow that."
-    links = [name for name in names if name and _is_link(image_dir, name)]
-    if not links:
-        return ''
-    target = os.path.dirname(os.path.realpath(os.path.join(image_dir, links[0])))
-    return (f' {len(links):,} images are links to files outside the folder: {links[0]}, for example, is in {target}; '
-            'if you trust them, pass --follow-links with that folder, or one above it.')
-
-# %% ../nbs/09_matching.ipynb #9a7c0027
-def _is_link(image_dir: str | Path, name: str) -> bool:
-    return name[0] != '/' and '..' not in name and os.path.isfile(os.path.join(image_dir, name))

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SOURCE_FILE', 'WRITTEN_TABLE', 'OPTIONS', 'read_source', 'write_source', 'catalogue_folder', 'written_table',
-           'read_options', 'remember', 'remember_links', 'add_links_option']
+           'read_options', 'remember', 'remember_links', 'describe_links', 'add_links_option']
 
 # %% ../nbs/05_record.ipynb #8ec00003
 import json
 import os
 from argparse import ArgumentParser
+from collections.abc import Iterable
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,23 @@ def remember_links(
     folder = catalogue_folder(paths)
     allow_links(folder, target)
     remember(paths, follow_links=os.path.realpath(target))
+
+# %% ../nbs/05_record.ipynb #5e1f0022
+def describe_links(
+    image_dir: str | Path,  # folder of the images
+    names: Iterable[str],  # images outside the folder
+) -> str:  # a sentence, empty if none is a link
+    "Say that images are links to files outside the folder, and how to allow that."
+    links = [name for name in names if name and _is_link(image_dir, name)]
+    if not links:
+        return ''
+    target = os.path.dirname(os.path.realpath(os.path.join(image_dir, links[0])))
+    return (f' {len(links):,} images are links to files outside the folder: {links[0]}, for example, is in {target}; '
+            'if you trust them, pass --follow-links with that folder, or one above it.')
+
+
+def _is_link(image_dir: str | Path, name: str) -> bool:
+    return name[0] != '/' and '..' not in name and os.path.isfile(os.path.join(image_dir, name))
 
 # %% ../nbs/05_record.ipynb #8ec0000a
 def add_links_option(

@@ -33,10 +33,10 @@ from .exports import from_dataset, from_export, is_export, is_table, repeat_down
 from .hub import download_dataset, is_dataset
 from .images import OUTSIDE, allow_links, image_problem
 from .locks import stage_lock
-from .matching import describe_links, list_files, match_images
+from .matching import list_files, match_images
 from clip_ft.record import (
-    OPTIONS, SOURCE_FILE, add_links_option, catalogue_folder, read_options, read_source, remember, remember_links,
-    write_source,
+    OPTIONS, SOURCE_FILE, add_links_option, catalogue_folder, describe_links, read_options, read_source, remember,
+    remember_links, write_source,
 )
 from .shops import read_export, shop_format
 from .tables import write_table
@@ -130,6 +130,12 @@ def _from_folder(folder: Path, destination: Path, limit: int | None, seed: int, 
     return destination
 
 # %% ../nbs/19_sources.ipynb #2c8a549e
+def _from_class_folders(folder: Path, limit: int | None, seed: int, options: dict) -> Path | None:
+    "Write the table of a data set that was packed as a zip file; None if it is none."
+    choose = None if limit is None else partial(stratified_sample, limit=limit, seed=seed)
+    return from_dataset(folder, folder, choose, options['columns']) if is_dataset(folder) else None
+
+
 def _from_zip(path: Path, destination: Path, limit: int | None, seed: int, options: dict) -> Path:
     "Unpack a zip file or, with a limit, a sample of it; return the folder of the catalogue."
     try:
@@ -139,12 +145,10 @@ def _from_zip(path: Path, destination: Path, limit: int | None, seed: int, optio
                          'pass a zip file, or the folder of the table and the images.') from error
     with archive, TemporaryDirectory() as tables:
         members = safe_members(archive)
-        if limit is None:
-            extract_members(archive, members, destination)
-            if is_dataset(destination):
-                return from_dataset(destination, destination, None, options['columns'])
-            return _unwrap(destination)
         files = {name: info for name, info in members.items() if name.lower().endswith(TABLE_SUFFIXES)}
+        if limit is None or not files:
+            extract_members(archive, members, destination)
+            return _from_class_folders(destination, limit, seed, options) or _unwrap(destination)
         extract_members(archive, files, tables)
         folder = _unwrap(tables)
         raw = read_export(find_table(folder), options['encoding'])
@@ -196,22 +200,22 @@ def get_data(
     paths: Paths,  # the project; the catalogue is stored in paths.extracted, but a whole folder is used in place
     limit: int | None = None,  # number of products, drawn with the same shares of categories; None: all
     seed: int = 42,  # seed of the sample, or of the demo
-    columns: dict[str, str] | None = None,  # as in read_products; preprocess uses them too
-    follow_links: str | Path | None = None,  # folder outside the source to which links in it may point
-    encoding: str | None = None,  # as in read_products; preprocess uses it too
-    allow_private: bool = False,  # images may be on this computer or in a private network
+    columns: dict[str, str] | None = None,  # as in read_products; also for preprocess
+    follow_links: str | Path | None = None,  # folder outside of it to which links may point
+    encoding: str | None = None,  # as in read_products; also for preprocess
+    allow_private: bool = False,  # images may be in a private network
 ) -> Path:  # folder of the catalogue, for read_products
     "Get a catalogue. Raises InputError, and overwrites nothing, if the project already contains another one."
     request = _request(str(source), limit, seed)
     if follow_links is not None and os.path.isdir(request['source']):
         allow_links(request['source'], follow_links)
-    options = {'columns': columns, 'encoding': encoding}
+    options, settings = {'columns': columns, 'encoding': encoding}, DownloadSettings(allow_private)
     if not _is_finished(request, paths):
         with stage_lock('get_data', paths.extracted.parent), name_disk_errors(paths.extracted):
-            if not _is_finished(request, paths):  # another process may have finished it in the meantime
-                _get_catalogue(request, paths, options, DownloadSettings(allow_private))
+            if not _is_finished(request, paths):  # by another process in the meantime
+                _get_catalogue(request, paths, options, settings)
     else:
-        repeat_downloads(paths.extracted, DownloadSettings(allow_private))
+        repeat_downloads(paths.extracted, settings)
     applied = read_options(paths)['applied']
     remember(paths, **{name: value for name, value in options.items() if value and name not in applied})
     if follow_links is not None:

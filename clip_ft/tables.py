@@ -146,7 +146,7 @@ def read_file(
     except OSError as error:
         raise unreadable(path, str(error.strerror)) from None
 
-
+# %% ../nbs/03_tables.ipynb #8daa2139
 def _unicode_form(data: bytes) -> str:
     "UTF-16, also without its mark, by the zero bytes on one side of each pair; otherwise UTF-8."
     if data[:2] in (b'\xff\xfe', b'\xfe\xff'):
@@ -195,22 +195,14 @@ def _repaired(text: str, path: str | Path) -> str:
                     f'{word!r}.'))
     return '\n'.join(repaired)
 
-
+# %% ../nbs/03_tables.ipynb #8daa2138
 def _check_mixture(data: bytes, path: str | Path, problem: str) -> None:
     "Raise InputError if most lines with other characters than those of ASCII are UTF-8, so that no encoding fits all."
     lines = [line for line in data.split(b'\n') if not line.isascii()]
-    valid = sum(_is_utf8(line) for line in lines)
+    valid = sum(line.decode(errors='ignore').encode() == line for line in lines)
     if valid > len(lines)/2:
         raise unreadable(path, f'{problem}, but {valid:,} other lines are; correct this line, or save the table as '
                           'CSV in UTF-8')
-
-
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _decode_other(data: bytes, path: str | Path, problem: str) -> str:

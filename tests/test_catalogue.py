@@ -39,14 +39,16 @@ def test_encodings_are_detected_and_named(tmp_path, encoding, capsys):
 
 
 @pytest.mark.parametrize('encoding, word', [
-    ('cp1251', 'красное'), ('cp1255', 'אדומה'), ('cp1252', 'crème'), ('gbk', '红色'),
+    ('cp1251', 'красное'), ('cp1255', 'אדומה'), ('cp1252', 'crème'), ('gbk', '红色'), ('cp1253', 'Κόκκινο'),
+    ('cp949', '빨간'), ('cp1250', 'Červené'),
 ])
 def test_an_uncertain_encoding_is_asked_for_and_remembered(catalogue, tmp_path, run, encoding, word):
     (catalogue/'data.csv').write_bytes((HEADER + rows(20).replace('Product', word)).encode(encoding))
     root = tmp_path/'root'
     run(get_data_main, '--root', root, '--source', catalogue)
     error = run(preprocess_main, '--root', root, refused=True)
-    assert 'data.csv' in error and f'{word!r} in ' in error and '--encoding' in error
+    assert 'data.csv' in error and f'{word!r} in ' in error and '; pass it, such as --encoding' in error
+    assert f'it could be {word!r} in ' in error or encoding == 'cp1252'  # of the most likely encoding
     assert 'no encoding' in run(preprocess_main, '--root', root, '--encoding', 'klingon', refused=True)
     run(preprocess_main, '--root', root, '--encoding', encoding)
     assert pd.concat(preprocess(Paths(root)))['display name'].str.startswith(word).all()
@@ -113,7 +115,53 @@ def test_nested_values_are_flattened(tmp_path):
         'id': '1', 'price.amount': '9.5', 'images': 'a.jpg, b.jpg'}
 
 
+@pytest.mark.parametrize('text', [
+    HEADER + '1.jpg,19 €,Größe,x', HEADER + '1.jpg,a,b,x\n', 'Export of 2024\n\n' + HEADER + '1.jpg,a,b,x',
+    'Export,,,\n' + HEADER + '1.jpg,a,b,x', HEADER.replace('display name', '\u200bdisplay\u00a0name ') + '1.jpg,a,b,x',
+])
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-16-le', 'utf-16-be', 'iso8859-15', 'cp1252'])
+def test_titles_and_unicode_without_a_mark(tmp_path, text, encoding):
+    (tmp_path/'data.csv').write_bytes((text*1).encode(encoding, 'ignore'))
+    table = read_table(tmp_path/'data.csv')
+    assert list(table) == ['image', 'description', 'display name', 'category'] and len(table) == 1
+    assert table.iloc[0].to_list() == text.splitlines()[-1].split(',')
+
+
+def test_text_that_was_converted_twice(tmp_path, capsys):
+    text = HEADER + '1.jpg,für Kälte,Größe,x\n2.jpg,a,b,x\n'
+    (tmp_path/'data.csv').write_bytes(text.encode().decode('cp1252').encode())
+    assert read_table(tmp_path/'data.csv')['display name'].to_list() == ['Größe', 'b']
+    assert "'fÃ¼r' is read as 'für'" in capsys.readouterr().out
+    (tmp_path/'data.csv').write_text(text.replace('Größe', 'GrÃ¶ÃŸe'), encoding='utf-8')  # only a part of it
+    assert read_table(tmp_path/'data.csv')['display name'].to_list() == ['GrÃ¶ÃŸe', 'b']
+
+
+def test_a_line_in_another_encoding(tmp_path):
+    lines = [f'{i}.jpg,für,Größe,x\n'.encode() for i in range(9)]
+    (tmp_path/'data.csv').write_bytes(HEADER.encode() + b''.join(lines) + '9.jpg,für,Größe,x\n'.encode('cp1252'))
+    with pytest.raises(InputError, match='line 11 is not UTF-8, but 9 other lines are; correct this line'):
+        read_table(tmp_path/'data.csv')
+
+
+@pytest.mark.parametrize('form', [
+    '{"shop": "x", "products": %s}', '%s', '{"image": {"0": "1.jpg"}, "name": {"0": "a"}}'])
+def test_json_documents(tmp_path, form):
+    records = '[{"image": "1.jpg", "name": "a"}]'
+    (tmp_path/'products.json').write_text(form % records if '%s' in form else form)
+    assert read_any_table(find_table(tmp_path)).to_dict('records') == json.loads(records)
+
+
+def test_the_sheet_of_the_products_is_read(tmp_path, capsys):
+    with pd.ExcelWriter(tmp_path/'data.xlsx') as book:
+        pd.DataFrame({'Notes': ['made in 2024']}).to_excel(book, sheet_name='About', index=False)
+        table = pd.DataFrame({'image': ['1.jpg'], 'title': ['a'], 'price': [9.5]})
+        table.to_excel(book, sheet_name='Products', index=False, startrow=2)
+    assert read_any_table(tmp_path/'data.xlsx').iloc[0].to_list() == ['1.jpg', 'a', '9.5']
+    assert "the sheet 'Products' is read" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('text, expected', [
+    ('a|b\n1|2;3\n', {'a': ['1'], 'b': ['2;3']}),
     ('sep=;\na;b\n1;2,5\n', {'a': ['1'], 'b': ['2,5']}),
     ('more,more,more 2,\n1,2,3,4\n', {'more': ['1'], 'more 3': ['2'], 'more 2': ['3'], 'column 4': ['4']}),
     ('a\tb\n1\t"Soft" touch sole\n2\t5" nail\n3\t"all ""quoted"""\n', {
@@ -144,6 +192,11 @@ def test_settings_in_json_are_no_tables(tmp_path):
     ['Fichier', 'Nom du produit', 'Description', 'Catégorie', 'Marque', 'Couleur', 'Genre', 'Prix'],
     ['Imagen', 'Nombre', 'Descripción', 'Categoría', 'Marca', 'Color', 'Género', 'Precio'],
     ['Фото', 'Название', 'Описание', 'Категория', 'Бренд', 'Цвет', 'Пол', 'Цена'],
+    ['图片', '标题', '描述', '类目', '品牌', '颜色', '性别', '价格'],
+    ['画像', '商品名', '説明', 'カテゴリ', 'ブランド', '色', '性別', '価格'],
+    ['Resim', 'Ürün adı', 'Açıklama', 'Kategori', 'Marka', 'Renk', 'Cinsiyet', 'Fiyat'],
+    ['Product Image File - 1', 'Product Name', 'Product Description', 'Category', 'Brand', 'Color', 'Gender', 'Price'],
+    ['Main Image URL', 'name(en)', 'description(en)', 'categoryName', 'brandName', 'colour', 'sex', 'Price (USD)'],
 ])
 def test_columns_of_shops_and_languages(names):
     roles = ['image', 'display name', 'description', 'category', 'brand', 'colour', 'gender', 'price']

@@ -86,7 +86,7 @@ def test_older_layout(tmp_path):
     (b'a,b\n1,"open\n' + b'x,"y"\n'*3, 'row 2: a quoted'),
     (b'a,b\n1,"' + b'x'*200_000, 'row 2: a quoted'),
     (b'PK\x03\x04\x00\x00', 'not a text file'),
-    ('a,b\n1,2\n'.encode('utf-16-le'), 'not a text file'),
+    (b'a,b\n1,2\0\n', 'not a text file'),
     (b'a,b\n1,\x81\n', 'line 2 is not UTF-8 or'),
 ])
 def test_unreadable_tables(tmp_path, content, message):
@@ -284,3 +284,21 @@ def test_commands_from_a_shell(catalogue_zip, tmp_path):
     train, test = load_split(Paths(root))
     assert len(train) == 15 and len(test) == 5
     assert command('clip_ft_preprocess', '--help')[0].count('default:') >= 3
+
+
+def test_frames_of_pandas_with_lists_and_repeated_columns(catalogue):
+    products = read_products(catalogue).assign(tags=[['a', 'b']]*20, sizes=[{'s': 1}]*20, year=pd.NA)
+    products = pd.concat([products, products[['year']]], axis=1).set_axis(range(100, 120))
+    kept, rejects = clean_products(products, catalogue/'data')
+    assert len(kept) == 20 and rejects.empty and kept['tags'].eq('a, b').all() and 'year 2' in kept
+    with pytest.raises(InputError, match="no column 'category'; they have 'image'"):
+        clean_products(products.drop(columns='category'), catalogue/'data')
+
+
+def test_ids_of_a_column_are_used_where_they_fit(catalogue):
+    products = read_products(catalogue).assign(SKU=[f'T-{i}' for i in range(20)])
+    wanted = {'T-3', 'T-4'}
+    train, test = split_products(products, .2, keep_out=wanted)
+    assert wanted <= set(test['SKU']) and len(train)
+    train, test = split_products(products, .2, keep_out={'3', '4'})
+    assert {'3.jpg', '4.jpg'} <= set(test['image'])

@@ -182,6 +182,32 @@ def test_image_folder(suffix, splits, tmp_path):
     assert sum(map(len, preprocess(paths))) == (20 if splits == ('',) else 30)
 
 
+@pytest.mark.parametrize('packed', [False, True])
+@pytest.mark.parametrize('limit', [None, 6])
+def test_class_folders(packed, limit, tmp_path, capsys):
+    folder = tmp_path/'set'
+    for n in range(20):
+        path = folder/'train'/('Hats', 'Red shoes')[n % 2]/f'linen-thing_{chr(97 + n)*3}.jpg'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(n))
+    if packed:
+        with zipfile.ZipFile(tmp_path/'set.zip', 'w') as archive:
+            for path in folder.rglob('*.jpg'):
+                archive.write(path, path.relative_to(folder))
+    get_data(tmp_path/'set.zip' if packed else folder, Paths(tmp_path/'root'), limit=limit)
+    assert "such as 'linen thing aaa'" in capsys.readouterr().out
+    products = pd.concat(preprocess(Paths(tmp_path/'root')))
+    assert len(products) == (limit or 20) and set(products['category']) == {'Hats', 'Red shoes'}
+
+
+def test_class_folders_without_texts(tmp_path, run):
+    (tmp_path/'set/shoes').mkdir(parents=True)
+    for n in range(4):
+        (tmp_path/f'set/shoes/IMG_00{n}.jpg').write_bytes(jpeg(n))
+    error = run(get_data_main, '--root', tmp_path/'root', '--source', tmp_path/'set', refused=True)
+    assert '4 images but no table' in error and 'add a table data.csv' in error
+
+
 def test_other_folders_are_no_data_sets(catalogue, tmp_path):
     parquet(tmp_path/'a.parquet', range(3))
     assert is_dataset(tmp_path) and not is_dataset(catalogue)

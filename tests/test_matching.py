@@ -57,6 +57,11 @@ KINDS = {  # files, names, phrase of the summary
     'leading zeros': ('images/0{0[3]}/0{0}1.jpg', '{0[3]}1', 'without leading zeros'),
     'several names': ('photos/{}.jpg', '{0}.jpg, {0}-2.jpg', 'by the first of several names'),
     'several addresses': ('photos/{}.jpg', 'https://x.com/{0}.jpg?a=1|https://x.com/{0}-2.jpg', 'of an address'),
+    'quotation marks': ('photos/{}.jpg', '"{}.jpg"\u200b', 'without quotation marks'),
+    'tag': ('photos/{} & a.jpg', '<img alt="x" src="photos/{} &amp; a.jpg">', 'without quotation marks'),
+    'plus': ('photos/{} a.jpg', '{}+a.jpg', 'with percent-encoded characters'),
+    'size': ('photos/{}.jpg', 'https://x.com/{}-300x300.jpg', 'of an address'),
+    'large': ('photos/{}.jpg', '{}_large.jpg', 'without the size in the name'),
     'all at once': (f'images/x/0{{0[3]}}/{NFD} {{0}}.JPEG', 'https://x.com/p/%C3%89%20{}.png?w=1', 'of an address'),
 }
 
@@ -179,6 +184,8 @@ def test_links_are_refused_with_a_way_out(tmp_path, run):
 def test_links_are_copied_into_a_sample(tmp_path):
     folder, store = linked(tmp_path)
     paths = Paths(tmp_path/'root')
+    with pytest.raises(InputError, match=r'None .* can be copied: 4 images are links .*--follow-links'):
+        get_data(folder, paths, limit=4)
     sample = get_data(folder, paths, limit=4, follow_links=store.parent)
     copied = list(Path(sample).rglob('*.jpg'))
     assert len(copied) == 4 and not any(path.is_symlink() for path in copied)

@@ -26,6 +26,9 @@ from clip_ft.store import LanceStore
     (['1,299 kr', '99 kr'], ['1299', '99']), (['1.299.000 ₫', '99.000 ₫'], ['1299000', '99000']),
     (['from $10.00', 'ab 5 €'], ['10.00', '5']), (['19,-', '5,-'], ['19', '5']),
     (['9.90', *['on request']*5, 'call us'], ['9.90', *['']*6]),
+    (['10 - 20', '30'], ['10', '30']), (['$10.00 – $20.00', 'from only $5'], ['10.00', '5']),
+    (['12,50€/kg', '3,20 € / Stück'], ['12.50', '3.20']), (['19,99 29,99 €', '5,00 €'], ['', '5.00']),
+    (['UVP 19,99 € inkl. 19 % MwSt.', 'ca. 5 €'], ['19.99', '5']), (['5.00 each (incl. VAT)', '4*'], ['5.00', '4']),
 ])
 def test_prices(values, expected):
     numbers, note = plain_numbers(pd.Series(values), 'price')
@@ -40,6 +43,13 @@ def test_prices(values, expected):
 def test_other_columns_stay(name, values):
     numbers, note = plain_numbers(pd.Series(values), name)
     assert numbers.tolist() == values and note == ''
+
+
+def test_currencies_are_not_mixed_silently():
+    note = plain_numbers(pd.Series(['€10', '12 EUR', 'US$10', 'CA$ 3', '£4', 'ca. 7 €', '8']), 'price')[1]
+    assert note.endswith('the currencies are not converted: EUR (3), USD (1), CA (1), GBP (1)')
+    assert 'converted' not in plain_numbers(pd.Series(['€10', '12 EUR', '13,00 Euro', '9']), 'price')[1]
+    assert 'of ranges, the lower price is read (2)' in plain_numbers(pd.Series(['1-2 €', '1-2 €', '3 €']), 'price')[1]
 
 
 def test_an_ambiguous_column_is_reported():
