@@ -25,11 +25,12 @@ from tqdm.auto import tqdm
 from .batches import TrainingBatches
 from .checkpoints import Snapshots, catch_interrupt, load_checkpoint, on_cpu, run_fingerprint, save_best
 from .core import InputError, Paths, printable
-from .data import image_paths, split_products
+from .data import image_paths
 from .dataset import PixelCache, ResizeSpec, to_device
 from .encode import embed_images, embed_texts
 from .fast import CompiledLayers, InferenceModel, RecordedStep, autocast_dtype, can_compile, can_record
 from .history import History, memory_gb
+from .learned import split_digest, validation_split
 from .locks import stage_lock
 from .losses import embedding_gradients, gather_rows, hard_negative_batches, model_loss
 from .metrics import Gallery, METRICS, batch_hits, measure
@@ -37,7 +38,6 @@ from .model import image_features, model_device, text_features
 from .model_card import write_card
 from .optimizer import ScheduledAdamW, lr_at
 from .parameters import add_lora, freeze_early_layers, merged_state_dict
-from .splits import split_digest
 
 # %% ../nbs/43_training.ipynb #7c1fea7c
 TEXTS = dict(name=2, category=1, sentence=1, full_text=2, attributes=2)  # kind of text -> weight
@@ -119,7 +119,7 @@ class Trainer:
 def _prepare_products(self: Trainer, cache: PixelCache, products: pd.DataFrame) -> None:
     "Set validation products aside; put pixels and texts on the device."
     config, numbered = self.config, products.assign(_row=np.arange(len(products)))
-    fit, val = split_products(numbered, config.val_size, config.seed) if config.val_size else (numbered, numbered[:0])
+    fit, val, self.learned = validation_split(numbered, config.val_size, config.seed, self.model.name_or_path)
     self.batches = TrainingBatches(
         self.processor, cache, fit, config.texts, config.batch_size, fit._row.to_numpy(), self.device, config.augment,
         config.seed, self.compiled, PartialState().process_index, self.world)
@@ -254,7 +254,7 @@ def measure_epoch(self: Trainer, epoch: int, train_metrics: dict) -> None:
             weights = on_cpu(merged_state_dict(self.model))
             counts = [len(self.batches), *(len(part.groups) if part else 0 for part in (self.val, self.test))]
             notes = dict(record, config=asdict(config), base=self.model.name_or_path, split=self.split, products=counts)
-            self.snapshots.submit(save_best, self.paths, self.model, self.processor, weights, notes)
+            self.snapshots.submit(save_best, self.paths, self.model, self.processor, weights, notes, self.learned)
     self.history.add(record)
 
 # %% ../nbs/43_training.ipynb #4e235559
