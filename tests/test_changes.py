@@ -5,9 +5,11 @@ import pandas as pd
 import pytest
 from conftest import HEADER, add_rows, jpeg, rows
 
+import clip_ft.embedding
 from clip_ft.catalogue import find_table
 from clip_ft.core import Paths
-from clip_ft.data import catalogue_folder, load_split, preprocess, preprocess_main
+from clip_ft.data import catalogue_folder, image_folder, load_split, preprocess, preprocess_main
+from clip_ft.embedding import embed_main, load_embeddings, save_embeddings
 from clip_ft.export_command import export_main
 from clip_ft.learned import read_learned
 from clip_ft.report import evaluate_main
@@ -181,3 +183,38 @@ def test_adding_products_leaves_nothing_out(copied_shop, run):
     assert 'left out' not in run(evaluate_main, '--root', copied_shop)
     (paths.best_model/'learned.npz').write_bytes(b'PK')
     assert 'learned.npz is damaged' in run(evaluate_main, '--root', copied_shop, refused=True)
+
+
+def test_only_changed_images_are_embedded(copied_shop, run, monkeypatch):
+    paths = Paths(copied_shop)
+    folder = image_folder(catalogue_folder(paths))
+    seen, embed_images = [], clip_ft.embedding.embed_images
+
+    def counted(model, processor, images, **options):
+        seen.append(len(images))
+        return embed_images(model, processor, images, **options)
+
+    monkeypatch.setattr(clip_ft.embedding, 'embed_images', counted)
+    count = sum(map(len, load_split(paths)))
+    before = load_embeddings(paths.embeddings)
+    out = run(embed_main, '--root', copied_shop, '--device', 'cpu')
+    assert f'0 images embedded, {count} unchanged' in out and not seen
+
+    names = before['image_names'][[3, 50, 120]]
+    for seed, name in enumerate(names):
+        (folder/name).write_bytes(jpeg(seed, (96, 96)))
+    (paths.processed/'shards'/before['weights_hash']).mkdir(parents=True)  # a killed run
+    (paths.processed/'shards'/before['weights_hash']/'000000.npz').write_bytes(b'PK')
+    out = run(embed_main, '--root', copied_shop, '--device', 'cpu')
+    assert f'3 images embedded, {count - 3} unchanged' in out and seen == [3]
+    after = load_embeddings(paths.embeddings)
+    changed = np.isin(after['image_names'], names)
+    assert np.array_equal(after['embeddings'][~changed], before['embeddings'][~changed])
+    assert not np.isclose(after['embeddings'][changed], before['embeddings'][changed], atol=1e-3).all(axis=1).any()
+
+    run(embed_main, '--root', copied_shop, '--device', 'cpu', '--float16')
+    assert sum(seen) == count + 3  # another type of numbers
+    out = run(embed_main, '--root', copied_shop, '--device', 'cpu', '--float16')
+    assert f'0 images embedded, {count} unchanged' in out
+    save_embeddings(paths.embeddings, **load_embeddings(paths.embeddings))  # an older file, without digests
+    assert f'{count} images embedded, in 128' in run(embed_main, '--root', copied_shop, '--device', 'cpu')
