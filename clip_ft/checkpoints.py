@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from .core import InputError, Paths, atomic_write, printable
 from .dataset import PixelCache
+from .learned import Learned
 from .model import save_model
 from .archives import check_zip
 from .towers import without_prefixes
@@ -133,12 +134,13 @@ def save_best(
     processor: Any,  # its processor
     weights: dict,  # state dict to save
     notes: dict,  # further entries of the checkpoint
+    learned: Learned | None = None,  # products that the model was trained on
 ) -> None:
     "Write best_model.pt and best_model/."
     shared = {name: notes[name] for name in SHARED_NOTES if name in notes}
     with atomic_write(paths.best_checkpoint, durable=True) as temporary:
         save_checkpoint(temporary, weights, **notes)
-        save_model(paths.best_model, model, processor, weights, shared)
+        save_model(paths.best_model, model, processor, weights, shared, learned)
 
 # %% ../nbs/34_checkpoints.ipynb #2cf12cc1
 def interpolate_weights(

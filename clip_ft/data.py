@@ -34,7 +34,8 @@ from clip_ft.record import (
     add_links_option, catalogue_folder, describe_links, read_options, remember, remember_links, written_table,
 )
 from clip_ft.splits import (
-    check_test_size, duplicate_groups, product_ids, read_judgments, read_split, split_products, write_split,
+    LastSplit, check_test_size, describe_changes, duplicate_groups, last_split, product_ids, read_judgments,
+    read_split, split_products, table_state, write_split,
 )
 from .tables import keep_original, read_table, unique_names, without_formulas, write_table
 from clip_ft.views import (
@@ -281,18 +282,22 @@ def plot_summary(
     return figure
 
 # %% ../nbs/10_data.ipynb #7d374a63
-def _read_as_before(paths: Paths, columns: dict | None, encoding: str | None) -> pd.DataFrame:
+def _read_as_before(paths: Paths, columns: dict | None, encoding: str | None) -> tuple[
+    pd.DataFrame, dict[str, Any]  # products; state of the table, for describe_age
+]:
     "Read the table with the stored columns and encoding unless others are given; store and print them."
     stored = read_options(paths)
     reading = {'columns': columns or stored['columns'], 'encoding': encoding or stored['encoding'],
                'recognized': stored['recognized']}
-    products = read_products(written_table(paths) or catalogue_folder(paths), **reading)
+    table = written_table(paths) or find_table(catalogue_folder(paths))
+    state = table_state(paths, table)  # before it is read
+    products = read_products(table, **reading)
     remember(paths, **reading)
     given = ', '.join(f'{own} -> {standard}' for standard, own in reading['columns'].items())
     used = ', '.join(filter(None, (given, describe_columns(reading['recognized']))))
     if used:
         print(printable(f'Columns: {used}'))
-    return products
+    return products, state
 
 
 def _judged_ids(path: str | Path | None) -> set[str]:
@@ -302,20 +307,20 @@ def _judged_ids(path: str | Path | None) -> set[str]:
 def preprocess(
     paths: Paths,  # the project, after get_data
     columns: dict[str, str] | None = None,  # standard name to that in the table; None: those of the last call
-    test_size: float = 0.1,  # share of rows in the test set, from 0 to 1
-    seed: int = 42,  # seed of the split
+    test_size: float | None = None,  # share of rows in the test set; None: as before, or 0.1
+    seed: int | None = None,  # seed of the split; None: as before, or 42
     keep_out: str | Path | None = None,  # file for read_judgments; these products are kept out of training
     follow_links: str | Path | None = None,  # folder to which links may point; remembered
     encoding: str | None = None,  # such as cp1251; None: that of the last call, or detect it
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # training and test set
     "Read, clean and split the catalogue, write tables and print a summary."
-    check_test_size(test_size)  # before decoding
+    check_test_size(0.1 if test_size is None else test_size)  # before decoding
     ids = _judged_ids(keep_out)
     folder = catalogue_folder(paths)
     if follow_links is not None:
         remember_links(paths, follow_links)
     with stage_lock('preprocess', paths.processed):
-        products = _read_as_before(paths, columns, encoding)
+        products, table = _read_as_before(paths, columns, encoding)
         image_dir = search_image_folder(folder, all_names(products))
         notes: list[str] = []
         kept, rejects, found = _clean(products, image_dir, notes=notes)
@@ -323,13 +328,22 @@ def preprocess(
         summary = summarize(kept, rejects)
         if len(kept) == 0:
             raise _unusable(paths, rejects, summary, advice)
-        train, test = split_products(kept, test_size, seed, ids)
-        write_split(paths, train, test, rejects)
-    print_lines('\n'.join(filter(None, (summary.to_string(), *notes, describe_rules(found['rule']), advice.strip()))))
-    print(_describe_split(train, test))
-    if keep_out:
-        _print_kept_out(test, ids, keep_out)
+        train, test, last = _split(paths, kept, rejects, table, test_size, seed, ids)
+    _print_cleaned(summary, notes, describe_rules(found['rule']), advice.strip())
+    _print_split(train, test, last)
+    _print_kept_out(test, ids, keep_out)
     return train, test
+
+# %% ../nbs/10_data.ipynb #7d374a65
+def _split(
+    paths: Paths, kept: pd.DataFrame, rejects: pd.DataFrame, table: dict[str, Any], test_size: float | None,
+    seed: int | None, keep_out: Collection[str],
+) -> tuple[pd.DataFrame, pd.DataFrame, LastSplit | None]:
+    "Split and write; also return the last split, if its sides were kept."
+    last, test_size, seed = last_split(paths, test_size, seed)
+    train, test = split_products(kept, test_size, seed, keep_out, last=last)
+    write_split(paths, train, test, rejects, {'test_size': test_size, 'seed': seed, 'table': table})
+    return train, test, last
 
 # %% ../nbs/10_data.ipynb #d10c532a
 def _rows_outside(rejects: pd.DataFrame) -> pd.Series: return rejects['row'][rejects['reason'] == OUTSIDE] - 2
@@ -342,6 +356,16 @@ def _unusable(paths: Paths, rejects: pd.DataFrame, summary: pd.DataFrame, advice
     return InputError(f'None of the {len(rejects):,} rows is usable: {reasons}; see {paths.rejects_csv}.{advice}')
 
 # %% ../nbs/10_data.ipynb #d10cb653
+def _print_cleaned(summary: pd.DataFrame, notes: Iterable[str], *more: str) -> None:
+    print_lines('\n'.join(filter(None, (summary.to_string(), *notes, *more))))
+
+
+def _print_split(train: pd.DataFrame, test: pd.DataFrame, last: LastSplit | None) -> None:
+    print(_describe_split(train, test))
+    if last:
+        print(describe_changes(last, train, test))
+
+
 def _describe_split(train: pd.DataFrame, test: pd.DataFrame) -> str:
     "The sizes of a split, and what cannot be done with a very small catalogue."
     sizes = f'{len(train):,} rows to train on and {len(test):,} to test on'
@@ -352,7 +376,9 @@ def _describe_split(train: pd.DataFrame, test: pd.DataFrame) -> str:
     return sizes
 
 # %% ../nbs/10_data.ipynb #d10d0000
-def _print_kept_out(test: pd.DataFrame, ids: Collection[str], path: str | Path) -> None:
+def _print_kept_out(test: pd.DataFrame, ids: Collection[str], path: str | Path | None) -> None:
+    if not path:
+        return
     count = product_ids(test, ids).isin(set(ids)).sum()
     print(f'{count:,} of the {len(ids):,} products of {printable(path)} are kept out of training; '
           'the others are not in the catalogue or were rejected')
@@ -370,8 +396,9 @@ def preprocess_main(argv: list[str] | None = None) -> None:
     "The command clip_ft_preprocess."
     parser = command_parser('Clean the catalogue of a project, and split it into a training and a test set.')
     add_columns_option(parser)
-    parser.add_argument('--test-size', type=float, default=0.1, help='share of the rows in the test set')
-    parser.add_argument('--seed', type=non_negative_int, default=42, help='seed of the split')
+    again = 'by default that of the last call, at first'
+    parser.add_argument('--test-size', type=float, help=f'share of the rows in the test set; {again} 0.1')
+    parser.add_argument('--seed', type=non_negative_int, help=f'seed of the split; {again} 42')
     parser.add_argument('--keep-out', metavar='FILE',
                         help='JSON file {query: {product ID: gain}}: keep these products out of the training set')
     add_links_option(parser)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHARD', 'save_embeddings', 'check_sizes', 'load_embeddings', 'read_image', 'EmbeddedImages', 'embed_blocks',
-           'embed_shards', 'embed_catalogue', 'embed_main']
+           'EmbeddedBefore', 'embedded_before', 'embed_shards', 'embed_catalogue', 'embed_main']
 
 # %% ../nbs/60_embedding.ipynb #aaec71e9
 import json
@@ -39,6 +39,7 @@ from .locks import stage_lock
 from .archives import check_zip
 from .inputs import embedding_size
 from .model import load_model, model_device, open_device
+from .splits import describe_age
 from .tables import without_formulas
 from .views import image_table, with_images_left
 
@@ -51,23 +52,29 @@ def save_embeddings(
     weights_hash: str,  # hash of the weights of the model that made the embeddings
     image_set: str = '',  # hash of the images that were embedded
     dtype: DTypeLike = np.float32,  # np.float16 halves the file and hardly changes the results
+    digests: Iterable[str] | None = None,  # N digests of the image files, from read_image
 ) -> None:
     "Write the embeddings file atomically. Raises `InputError` for different counts or a row that is not of length 1."
     embeddings = np.asarray(embeddings, dtype=np.float32)
     names = np.array([str(name) for name in image_names], dtype=np.str_)
+    _check_vectors(embeddings, dtype)
+    check_sizes(embeddings, names, dataframe)
+    texts = dataframe.astype(object).where(dataframe.notna(), '')
+    table = {str(column): [str(value) for value in texts[column]] for column in texts}
+    about = dict(format='clip_ft embeddings 3', weights_hash=weights_hash, image_set=image_set)
+    files = {} if digests is None else {'digests': np.array(list(digests), dtype=np.bytes_)}
+    with atomic_write(path, durable=True) as temporary, open(temporary, 'wb') as file:
+        np.savez(file, embeddings=embeddings.astype(dtype, copy=False), image_names=names,
+                 products=_json_bytes(table), about=_json_bytes(about), **files)
+
+
+def _check_vectors(embeddings: np.ndarray, dtype: DTypeLike) -> None:
     if np.dtype(dtype) not in (np.float32, np.float16):
         raise InputError(f'Embeddings are stored as float32 or float16, not as {np.dtype(dtype)}.')
     if embeddings.ndim != 2:
         raise InputError(f'Embeddings must be a matrix, not an array of shape {embeddings.shape}.')
-    check_sizes(embeddings, names, dataframe)
     if not (np.abs(np.sqrt(np.vecdot(embeddings, embeddings)) - 1) < 1e-3).all():
         raise InputError('Each embedding must be of length 1: divide the rows by their norms.')
-    texts = dataframe.astype(object).where(dataframe.notna(), '')
-    table = {str(column): [str(value) for value in texts[column]] for column in texts}
-    about = dict(format='clip_ft embeddings 3', weights_hash=weights_hash, image_set=image_set)
-    with atomic_write(path, durable=True) as temporary, open(temporary, 'wb') as file:
-        np.savez(file, embeddings=embeddings.astype(dtype, copy=False), image_names=names,
-                 products=_json_bytes(table), about=_json_bytes(about))
 
 
 def check_sizes(
@@ -199,6 +206,48 @@ def _embed_block(
             vectors[row] = known[digest]
     return EmbeddedImages(np.array(digests), vectors, np.array(problems))
 
+# %% ../nbs/60_embedding.ipynb #6e0c0001
+class EmbeddedBefore(NamedTuple):
+    "The images of an earlier embeddings file, by name."
+    names: pd.Index  # n image names
+    digests: np.ndarray  # digest of each file, str [n]
+    vectors: np.ndarray  # float [n, D]
+
+    def known(self,
+        names: Sequence[str],  # image names of a block
+    ) -> dict[str, np.ndarray]:  # digest: embedding
+        "Embeddings of the images with these names."
+        rows = self.names.get_indexer(names)
+        return {self.digests[row]: self.vectors[row] for row in rows[rows >= 0]}
+
+    def count(self,
+        names: Sequence[str],  # N image names
+        digests: np.ndarray,  # N digests, str; empty for unusable images
+    ) -> int:
+        "Number of images whose files are unchanged."
+        rows = self.names.get_indexer(names)
+        return int(((rows >= 0) & (digests != '') & (np.append(self.digests, '')[rows] == digests)).sum())
+
+
+def embedded_before(
+    path: str | Path,  # embeddings file
+    made_by: str,  # hash of the weights that are used now
+    dtype: DTypeLike,  # type of numbers that is used now
+) -> EmbeddedBefore:  # without images if there is no such file, or one of another model, type or version
+    "Read the embeddings that can be used again."
+    try:
+        with zipfile.ZipFile(path) as archive:
+            check_zip(archive)
+        with np.load(path, allow_pickle=False) as file:
+            if json.loads(file['about'].tobytes())['weights_hash'] == made_by and 'digests' in file.files:
+                names, digests, vectors = (file[name] for name in ('image_names', 'digests', 'embeddings'))
+                index = pd.Index(names.astype(object))
+                if vectors.dtype == dtype and len(vectors) == len(digests) == len(index) and index.is_unique:
+                    return EmbeddedBefore(index, digests.astype(str), vectors)
+    except (InputError, *_UNREADABLE):
+        pass  # a missing or damaged file is written again
+    return EmbeddedBefore(pd.Index([], dtype=object), np.zeros(0, np.str_), np.zeros((0, 0), np.float32))
+
 # %% ../nbs/60_embedding.ipynb #2c75692d
 SHARD = 512  # products per shard, 77 MB of pixels at 224 x 224
 
@@ -233,11 +282,13 @@ def embed_shards(
     process: int = 0,  # number of this process
     processes: int = 1,  # number of processes that share the work
     progress: bool = True,  # show a progress bar
+    before: EmbeddedBefore | None = None,  # embeddings of unchanged images
 ) -> None:
     "Embed the shards of this process."
     shards = [names[start:start + SHARD] for start in range(0, len(names), SHARD)][process::processes]
     files = [_shard_path(folder, process + i * processes) for i in range(len(shards))]
-    blocks = ((shard, _known(_read_shard(file, len(shard)))) for shard, file in zip(shards, files))
+    blocks = ((shard, (before.known(shard) if before else {}) | _known(_read_shard(file, len(shard))))
+              for shard, file in zip(shards, files))
     total = sum(map(len, shards))
     with closing(embed_blocks(model, processor, image_dir, blocks, total, progress)) as embedded:
         for file, shard in zip(files, embedded):
@@ -250,10 +301,11 @@ def embed_catalogue(
     processor: Any,  # its processor
     paths: Paths,  # project after clip_ft_preprocess
     dtype: DTypeLike = np.float32,  # type of the stored embeddings, np.float32 or np.float16
-) -> dict:  # as from load_embeddings
+) -> dict:  # as from load_embeddings, and unchanged: number of images that an earlier call has embedded
     """Embed all images of the training and the test split, and write the embeddings file.
 
-    An interrupted run is resumed. Unusable images are omitted and listed in embedding_rejects.csv."""
+    Unchanged images are not embedded again, and an interrupted run is resumed. Unusable images are omitted and
+    listed in embedding_rejects.csv."""
     state = PartialState(cpu=model_device(model).type == 'cpu')
     products = image_table(pd.concat(load_split(paths), ignore_index=True))
     image_dir = image_folder(catalogue_folder(paths), products)
@@ -261,17 +313,19 @@ def embed_catalogue(
     folder = paths.processed/'shards'/made_by
     with stage_lock('embed', paths.processed):
         state.wait_for_everyone()  # until the first process has the lock
+        before, unchanged = embedded_before(paths.embeddings, made_by, dtype), 0
         embed_shards(model, processor, image_dir, products['image'].tolist(), folder,
-                     state.process_index, state.num_processes, state.is_main_process)
+                     state.process_index, state.num_processes, state.is_main_process, before)
         state.wait_for_everyone()
         if state.is_main_process:
-            _join_shards(paths, folder, products, made_by, dtype)
+            digests = _join_shards(paths, folder, products, made_by, dtype)
+            unchanged = before.count(products['image'], digests)
         state.wait_for_everyone()
-        return load_embeddings(paths.embeddings)
+        return load_embeddings(paths.embeddings) | {'unchanged': unchanged}
 
 
-def _join_shards(paths: Paths, folder: Path, products: pd.DataFrame, made_by: str, dtype: DTypeLike) -> None:
-    "Write the embeddings file and the list of unusable images, and remove the shards."
+def _join_shards(paths: Paths, folder: Path, products: pd.DataFrame, made_by: str, dtype: DTypeLike) -> np.ndarray:
+    "Write the embeddings file and the list of unusable images, and remove the shards; return the digests."
     starts = range(0, len(products), SHARD)
     shards = [_read_shard(_shard_path(folder, i), len(products[start:start + SHARD])) for i, start in enumerate(starts)]
     digests, vectors, problems = (np.concatenate(arrays) for arrays in zip(*shards))
@@ -283,7 +337,7 @@ def _join_shards(paths: Paths, folder: Path, products: pd.DataFrame, made_by: st
     kept = with_images_left(products, usable)
     image_set = blake2b(''.join(digests).encode(), digest_size=16).hexdigest()
     with atomic_write(paths.embeddings, durable=True) as temporary:  # both files are renamed after both are written
-        save_embeddings(temporary, vectors[usable], kept['image'], kept, made_by, image_set, dtype)
+        save_embeddings(temporary, vectors[usable], kept['image'], kept, made_by, image_set, dtype, digests[usable])
         with atomic_write(rejects) as list_of_rejects:
             listed = products[['image']].assign(problem=problems)[~usable]
             without_formulas(listed).to_csv(list_of_rejects, index=False)
@@ -293,6 +347,7 @@ def _join_shards(paths: Paths, folder: Path, products: pd.DataFrame, made_by: st
         omitted = f'{(~usable).sum():,} of {len(products):,} images'
         print(f'{omitted} cannot be used and are omitted: see {printable(rejects)}')
     shutil.rmtree(folder.parent)
+    return digests
 
 # %% ../nbs/60_embedding.ipynb #fb15a046
 @console_script
@@ -306,11 +361,16 @@ def embed_main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     paths = Paths(args.root)
     load_split(paths)  # reports a missing split before a model is loaded
+    age = describe_age(paths)
     cpu = open_device(args.device).type == 'cpu'
     state = PartialState(cpu=cpu, timeout=timedelta(hours=6))  # gives each process its own device
+    if age and state.is_main_process:
+        print(printable(age))
     model, processor = load_model(args.model or paths.best_model, args.device, state.is_main_process)
     data = embed_catalogue(model, processor, paths, np.float16 if args.float16 else np.float32)
     if state.is_main_process:
         count, dimension = data['embeddings'].shape
-        print(f'{count:,} images embedded in {dimension} dimensions: {printable(paths.embeddings)}')
+        unchanged = f', {data["unchanged"]:,} unchanged' if data['unchanged'] else ''
+        count -= data['unchanged']
+        print(f'{count:,} images embedded{unchanged}, in {dimension} dimensions: {printable(paths.embeddings)}')
     state.destroy_process_group()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from .core import InputError, Paths, command_parser, console_script, printable
 from .formats import replaced_folder, save_open_clip
+from .learned import LEARNED_FILE, read_learned
 from .locks import stage_lock
 from .model import NOTES_FILE, load_model, read_notes
 from .model_card import CARD_FILE, is_edited, public_base, write_card
@@ -33,7 +34,9 @@ def _check_output(folder: Path) -> None:
 
 def _write_notes(folder: Path, source: Path, form: str) -> None:
     "Note the format of an export, and what is known about the model, without paths of this machine."
-    notes = read_notes(source)
+    notes, learned = read_notes(source), read_learned(source)
+    if learned:
+        learned.save(folder)
     if 'base' in notes:
         notes['base'] = public_base(str(notes['base']))[1]
     (folder/NOTES_FILE).write_text(json.dumps(dict(format=form) | notes, indent=1))
@@ -73,7 +76,7 @@ def push_folder(
     try:
         api = HfApi()
         url = api.create_repo(name, private=private, exist_ok=True)
-        api.upload_folder(repo_id=url.repo_id, folder_path=folder, ignore_patterns=['.*', NOTES_FILE],
+        api.upload_folder(repo_id=url.repo_id, folder_path=folder, ignore_patterns=['.*', NOTES_FILE, LEARNED_FILE],
                           commit_message='Upload the model and its card with clip_ft')
     except HFValidationError:
         raise InputError(f"'{name}' is no name on the Hugging Face hub: give NAME or OWNER/NAME, of letters, digits, "

@@ -21,6 +21,7 @@ from .encode import embed_texts
 from .evaluation import bootstrap, interval
 from .fast import InferenceModel
 from .images import check_images
+from .learned import Learned
 from .metrics import query_metrics, rank_relevant
 from .tables import read_table, with_formulas
 from .views import image_owners
@@ -121,8 +122,12 @@ def _mixed(image_embeds, name_embeds):
     return mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
 
 
-def _trained_on(products, train_products, rows):
+def _trained_on(products, train_products, learned, rows):
     "Number of these products that are in the training set, or have duplicates in it."
+    if learned is not None:
+        return int(learned.know(products.iloc[np.unique(rows)]).sum())
+    if train_products is None:
+        return 0
     groups = duplicate_groups(products)
     trained = groups[products['image'].isin(train_products['image']).to_numpy()]
     return int(np.isin(groups[np.unique(rows)], trained).sum())
@@ -135,6 +140,7 @@ def kagl(
     image_embeds: np.ndarray,  # float32 [M, D], from embed_images: all images of the products, or the main ones
     judgments: dict,  # query -> {product id: gain}
     train_products: pd.DataFrame | None = None,  # training products, to detect overlap
+    learned: Learned | None = None,  # all products that the model was trained on, if it stores them
 ) -> pd.DataFrame:  # rows: metrics; columns: value, low, high (95 % interval), n
     "Run the KAGL benchmark. Raises InputError if no right product is in the catalogue."
     relevant = _relevant_products(products, judgments)
@@ -150,7 +156,7 @@ def kagl(
     result = bounds.assign(value=means, n=len(table))[['value', 'low', 'high', 'n']]
     right = listed.sum()
     missing = right - ranking.counts.sum()
-    trained = 0 if train_products is None else _trained_on(products, train_products, np.concatenate(relevant))
+    trained = _trained_on(products, train_products, learned, np.concatenate(relevant))
     result.attrs = dict(names=are_names, gallery=len(products), right=right, missing=missing, trained=trained)
     return result.rename_axis('metric')
 

@@ -24,6 +24,7 @@ from .core import InputError
 from .dataset import Normalize, ResizeSpec
 from .formats import open_clip_folder, quiet, read_open_clip, replaced_folder, set_aside
 from .inputs import ModelInputs, check_pixels, check_vocabulary, embedding_size, fit_processor
+from .learned import Learned
 from .texts import Tokens
 from .towers import MAX_IMAGE_SIZE, MAX_LAYERS
 
@@ -164,6 +165,7 @@ def save_model(
     processor: Any,  # its processor
     weights: dict[str, torch.Tensor] | None = None,  # state dict to write instead of the model's own
     notes: dict[str, Any] | None = None,  # plain values to store with the model, for read_notes
+    learned: Learned | None = None,  # products that the model was trained on, for read_learned
 ) -> None:
     "Write a model and its processor to a folder, which is never partly written."
     with replaced_folder(folder) as new, quiet():
@@ -171,6 +173,8 @@ def save_model(
         processor.save_pretrained(new)
         if notes:
             (new/NOTES_FILE).write_text(json.dumps(notes, indent=1))
+        if learned:
+            learned.save(new)
 
 
 def _present_folder(name: str | Path) -> str:

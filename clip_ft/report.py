@@ -25,13 +25,14 @@ from .encode import embed_images
 from .errors import confused_pairs, confusion, leaks, rank_changes, slices
 from .evaluation import Evaluation, compare, evaluate, overview
 from .kagl import kagl, kagl_report, whole_catalogue
+from .learned import leave_out, read_learned, split_digest
 from .locks import stage_lock
 from .model import load_model, read_notes
 from .model_card import CARD_FILE, save_evaluation, write_card
 from .plots import before_after, contact_sheet, plot_confusion, plot_hit_rate, plot_ranks
 from .queries import QuerySet, read_queries
 from .rendering import data_url, render_template, static_file
-from .splits import read_judgments, split_digest
+from .splits import describe_age, read_judgments
 from .train_command import open_model
 from .views import image_rows
 
@@ -176,10 +177,19 @@ def _best_checkpoint(paths: Paths) -> dict[str, Any]:
     return checkpoint
 
 
+def _leave_out(args: Namespace, paths: Paths, test_products: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    "The test products that the models to evaluate have not learned; a sentence on the others, which is printed."
+    given = [args.model or paths.best_model, *([args.base] if args.base not in (None, 'none', 'tiny') else [])]
+    rest, sentence = leave_out(test_products, given)
+    for line in filter(None, (sentence, describe_age(paths))):
+        print(printable(line))
+    return rest, sentence
+
+
 def _split_warning(args: Namespace, paths: Paths, train_products: pd.DataFrame) -> str:
-    "A warning if the model to evaluate was trained on another split, otherwise an empty string."
+    "A warning if a model that does not store its products was trained on another split, otherwise an empty string."
     model = args.model or paths.best_model
-    if read_notes(model).get('split') in (None, split_digest(train_products)):
+    if read_learned(model) or read_notes(model).get('split') in (None, split_digest(train_products)):
         return ''
     return (f'{model} was trained on another split than that in {paths.split}. It may have been trained on some of the '
             'test products, and its metrics are then too good. Train it again on this split.')
@@ -193,12 +203,12 @@ def _evaluate_kagl(args: Namespace, paths: Paths, train_products: pd.DataFrame) 
         raise InputError('--protocol kagl needs --queries FILE: JSON of the form {"query": {"product id": 1}}.')
     judgments_of = {file: read_judgments(file) for file in args.queries}
     products, folder = whole_catalogue(paths)
-    warning = _split_warning(args, paths, train_products)
+    warning, learned = _split_warning(args, paths, train_products), read_learned(args.model or paths.best_model)
     for name, (model, processor) in _open_models(args, paths, train_products).items():
         image_embeds = embed_images(model, processor, image_rows(products).paths(folder))
         for file, judgments in judgments_of.items():
-            trained_on = train_products if name == 'after' else None
-            result = kagl(model, processor, products, image_embeds, judgments, trained_on)
+            trained_on = (train_products, learned) if name == 'after' else ()
+            result = kagl(model, processor, products, image_embeds, judgments, *trained_on)
             print_lines(f'{printable(file)}, {name}:\n{kagl_report(result)}\n')
     if warning:
         print(f'Warning: {printable(warning)}')
@@ -268,6 +278,7 @@ def _evaluate(args: Namespace, paths: Paths) -> None:
         return _evaluate_kagl(args, paths, train_products)
     image_dir = image_folder(catalogue_folder(paths), test_products)
     everything = pd.concat([train_products, test_products], ignore_index=True)
+    test_products, left_out = _leave_out(args, paths, test_products)
     own_queries = {file: read_queries(file, everything) for file in args.queries}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always', UserWarning)
@@ -287,5 +298,5 @@ def _evaluate(args: Namespace, paths: Paths) -> None:
     if args.report:
         before = evaluations.get('before, test')
         size = write_report(args.report, evaluations['test'], before, evaluations['train'], leaked,
-                            warning=split_warning)
+                            warning=left_out or split_warning)
         print(f'\nReport: {printable(args.report)}, {size / 1e6:.1f} MB')

@@ -22,6 +22,7 @@ from .metrics import METRICS
 from .model import load_model, open_device, tiny_model
 from .parameters import check_trainable
 from .sources import get_data
+from .splits import describe_age
 from .training import TrainConfig, train
 
 # %% ../nbs/44_train_command.ipynb #a22e8521
@@ -130,6 +131,9 @@ def train_main(argv: list[str] | None = None) -> None:
     process = PartialState(cpu=cpu, timeout=timedelta(hours=6))  # others wait while the first one decodes and measures
     model, processor = open_model(args.model, train_products.full_text, args.device, process.is_main_process)
     check_trainable(model)
+    age = describe_age(paths)
+    if age and process.is_main_process:
+        print(printable(age))
     image_dir = image_folder(catalogue_folder(paths), train_products)
     history = train(model, processor, train_products, test_products, image_dir, paths, config, args.fresh)
     if process.is_main_process:

@@ -29,6 +29,7 @@ from .dataset import PixelCache, ResizeSpec, to_device
 from .encode import embed_images, embed_texts
 from .fast import CompiledLayers, InferenceModel, RecordedStep, autocast_dtype, can_compile, can_record
 from .history import History, memory_gb
+from .learned import split_digest, validation_split
 from .locks import stage_lock
 from .losses import embedding_gradients, gather_rows, hard_negative_batches, model_loss
 from .metrics import Gallery, METRICS, batch_hits, measure
@@ -36,7 +37,6 @@ from .model import image_features, model_device, text_features
 from .model_card import write_card
 from .optimizer import ScheduledAdamW, lr_at
 from .parameters import add_lora, freeze_early_layers, merged_state_dict
-from .splits import split_digest, split_products
 from .views import image_owners, image_rows
 
 # %% ../nbs/43_training.ipynb #7c1fea7c
@@ -118,7 +118,7 @@ class Trainer:
 def _prepare_products(self: Trainer, cache: PixelCache, products: pd.DataFrame) -> None:
     "Set validation products aside; put pixels and texts on the device."
     config, numbered = self.config, products.assign(_row=np.arange(len(products)))
-    fit, val = split_products(numbered, config.val_size, config.seed) if config.val_size else (numbered, numbered[:0])
+    fit, val, self.learned = validation_split(numbered, config.val_size, config.seed, self.model.name_or_path)
     rows, val_rows = (np.flatnonzero(np.isin(image_owners(products, len(cache)), part._row)) for part in (fit, val))
     self.batches = TrainingBatches(self.processor, cache, fit, config.texts, config.batch_size, rows, self.device,
                                    config.augment, config.seed, self.compiled, PartialState().process_index, self.world)
@@ -253,7 +253,7 @@ def measure_epoch(self: Trainer, epoch: int, train_metrics: dict) -> None:
             weights = on_cpu(merged_state_dict(self.model))
             counts = [len(self.batches), *(len(part.groups) if part else 0 for part in (self.val, self.test))]
             notes = dict(record, config=asdict(config), base=self.model.name_or_path, split=self.split, products=counts)
-            self.snapshots.submit(save_best, self.paths, self.model, self.processor, weights, notes)
+            self.snapshots.submit(save_best, self.paths, self.model, self.processor, weights, notes, self.learned)
     self.history.add(record)
 
 # %% ../nbs/43_training.ipynb #4e235559

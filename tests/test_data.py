@@ -241,8 +241,9 @@ def test_split_share_by_category(test_size):
         'category': np.where(number < 4000, 'Shirts', 'Hats'),
     })
     _, test = split_products(products, test_size)
-    assert abs(len(test)/len(products) - test_size) < 0.01
-    assert abs((test['category'] == 'Hats').mean() - 0.2) < 0.02
+    for category, pairs in (('Shirts', 2000), ('Hats', 500)):
+        share = (test['category'] == category).sum()/2/pairs
+        assert abs(share - test_size) < 3*(test_size*(1 - test_size)/pairs)**.5
     pd.testing.assert_frame_equal(split_products(products, test_size)[1], test)
     assert not split_products(products, test_size, seed=1)[1].equals(test)
 

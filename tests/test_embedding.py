@@ -17,7 +17,7 @@ import clip_ft.embedding
 import clip_ft.store
 from clip_ft.core import Paths
 from clip_ft.data import catalogue_folder, image_folder, load_split
-from clip_ft.embedding import embed_blocks, embed_catalogue, embed_main, load_embeddings
+from clip_ft.embedding import embed_blocks, embed_catalogue, embed_main, load_embeddings, save_embeddings
 from clip_ft.model import load_model
 from clip_ft.store import LanceStore
 from clip_ft.views import image_rows
@@ -86,6 +86,7 @@ def test_killed_and_finished_by_two(copied_shop, one_thread, monkeypatch, fork, 
     monkeypatch.setattr(clip_ft.embedding, 'SHARD', 16)
     spoil_two_images(paths)
     count = sum(len(image_rows(part).names) for part in load_split(paths))
+    save_embeddings(paths.embeddings, **load_embeddings(paths.embeddings))  # without digests, so nothing is reused
     old = paths.embeddings.read_bytes()
     kill_when(fork(embed_slowly, root, 'file', 4, log=root/'log.txt'), lambda: len(finished_shards(paths)) == 4)
     assert paths.embeddings.read_bytes() == old  # untouched until the new one is complete
@@ -97,6 +98,7 @@ def test_killed_and_finished_by_two(copied_shop, one_thread, monkeypatch, fork, 
     rejects = pd.read_csv(paths.processed/'embedding_rejects.csv')
     assert len(rejects) == 2 and rejects.problem.str.contains('missing|not an image').all()
     by_two = paths.embeddings.read_bytes()
+    paths.embeddings.unlink()
     data = embed_catalogue(*load_model(paths.best_model, 'cpu'), paths)  # from scratch, in one process
     assert paths.embeddings.read_bytes() == by_two
     assert len(data['embeddings']) == count - 2 and not set(rejects.image) & set(data['image_names'])
