@@ -140,7 +140,7 @@ RULES = {  # rule: how preprocess calls it; the strictest one first
     'extension': 'by name without extension, or with another one',
     'folder and extension': 'by file name in other folders, without extension or with another one',
     'number': 'without leading zeros',
-    'first': 'by the first of several names',
+    'first': 'from lists of names',
 }
 _CHANGES: dict[str, Callable[[str], str]] = {
     'name': str, 'address': _without_address, 'encoded': _decoded, 'backslashes': _with_slashes,

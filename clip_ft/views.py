@@ -152,7 +152,7 @@ def image_notes(
              f'({first["problem"]})']
     replaced = int((~images['product'].duplicated())[unusable.index].sum())
     if replaced:
-        notes.append(f'images: {replaced:,} products have another main image, because their first one is left out')
+        notes.append(f'images: {replaced:,} of these came first; the next image of the product is now the main one')
     return notes
 
 # %% ../nbs/02_views.ipynb #f1e50019

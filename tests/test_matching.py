@@ -55,7 +55,7 @@ KINDS = {  # files, names, phrase of the summary
     'deep': ('images/full/{}.jpg', '{}.jpg', 'by name'),
     'prefix folders': ('images/0{0[3]}/{0}.jpg', '{}', 'without extension'),
     'leading zeros': ('images/0{0[3]}/0{0}1.jpg', '{0[3]}1', 'without leading zeros'),
-    'several names': ('photos/{}.jpg', '{0}.jpg, {0}-2.jpg', 'by the first of several names'),
+    'several names': ('photos/{}.jpg', '{0}.jpg, {0}-2.jpg', 'from lists of names'),
     'several addresses': ('photos/{}.jpg', 'https://x.com/{0}.jpg?a=1|https://x.com/{0}-2.jpg', 'of an address'),
     'all at once': (f'images/x/0{{0[3]}}/{NFD} {{0}}.JPEG', 'https://x.com/p/%C3%89%20{}.png?w=1', 'of an address'),
 }
