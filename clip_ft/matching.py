@@ -156,7 +156,7 @@ RULES = {  # rule: how preprocess calls it; the strictest one first
     'folder and extension': 'by file name in other folders, without extension or with another one',
     'number': 'without leading zeros',
     'size': 'without the size in the name',
-    'first': 'by the first of several names',
+    'first': 'from lists of names',
 }
 _CHANGES: dict[str, Callable[[str], str]] = {
     'name': str, 'bare': _bare, 'address': _without_address, 'encoded': _decoded, 'backslashes': _with_slashes,

@@ -83,13 +83,13 @@ def query_sets(
     return sets
 
 # %% ../nbs/50_queries.ipynb #6d1e0a06
-def _check_rows(path, queries, images, known):
+def _check_rows(path, queries, images, known, count):
     "Raise InputError for the first row without a query or with an unknown image."
     for number, (query, image) in enumerate(zip(queries, images), 2):
         if not query:
             raise InputError(f'{path}: row {number}, column query: the query is empty')
         if image not in known:
-            problem = f'{image!r} is not among the {len(known):,} images of the products that are searched'
+            problem = f'{image!r} is not among the {count:,} products that are searched'
             raise InputError(f'{path}: row {number}, column image: {problem}')
 
 
@@ -105,7 +105,7 @@ def read_queries(
         raise InputError(f'{path}: no column {", ".join(map(repr, missing))}; the table has {columns}')
     queries, images = table['query'].str.split().str.join(' '), table['image'].str.strip()
     row_of = dict(zip(*image_rows(products))) | {image: row for row, image in enumerate(products['image'])}
-    _check_rows(path, queries, images, row_of)
+    _check_rows(path, queries, images, row_of, len(products))
     rows = images.map(row_of).to_numpy()
     duplicates = relevant_rows(duplicate_groups(products))
     same_query = queries.groupby(queries.str.casefold(), sort=False).indices.values()

@@ -28,6 +28,7 @@ def split_images(
     cells: pd.Series,  # N lists of names or addresses of images
 ) -> pd.Series:  # one name per row, without empty ones; the index repeats that of the cells
     "Split lists of images. A comma inside an address does not separate."
+    index, cells = cells.index, cells.set_axis(range(len(cells)))  # the order is that of the cells
     printed = cells.str.fullmatch(r'(?s)\s*\[.*\]\s*').fillna(False).astype(bool)
     if printed.any():
         inner = cells[printed].str.strip(' \n[]"\'').str.replace(r'["\'][\s,]+["\']', IMAGE_SEPARATOR, regex=True)
@@ -37,7 +38,7 @@ def split_images(
     lists = cells[joined].str.split(IMAGE_SEPARATOR, regex=False), cells[~joined & ~single].str.split(_LIST, regex=True)
     names = pd.concat([cells[single], *(names.explode() for names in lists)])
     names = names.sort_index(kind='stable').str.strip().fillna('')
-    return names[names != '']
+    return names.set_axis(index[names.index])[(names != '').to_numpy()]
 
 
 def join_values(
@@ -151,7 +152,7 @@ def image_notes(
              f'({first["problem"]})']
     replaced = int((~images['product'].duplicated())[unusable.index].sum())
     if replaced:
-        notes.append(f'images: {replaced:,} products have another main image, because their first one is left out')
+        notes.append(f'images: {replaced:,} of these came first; the next image of the product is now the main one')
     return notes
 
 # %% ../nbs/02_views.ipynb #f1e50019

@@ -55,7 +55,7 @@ KINDS = {  # files, names, phrase of the summary
     'deep': ('images/full/{}.jpg', '{}.jpg', 'by name'),
     'prefix folders': ('images/0{0[3]}/{0}.jpg', '{}', 'without extension'),
     'leading zeros': ('images/0{0[3]}/0{0}1.jpg', '{0[3]}1', 'without leading zeros'),
-    'several names': ('photos/{}.jpg', '{0}.jpg, {0}-2.jpg', 'by the first of several names'),
+    'several names': ('photos/{}.jpg', '{0}.jpg, {0}-2.jpg', 'from lists of names'),
     'several addresses': ('photos/{}.jpg', 'https://x.com/{0}.jpg?a=1|https://x.com/{0}-2.jpg', 'of an address'),
     'quotation marks': ('photos/{}.jpg', '"{}.jpg"\u200b', 'without quotation marks'),
     'tag': ('photos/{} & a.jpg', '<img alt="x" src="photos/{} &amp; a.jpg">', 'without quotation marks'),

@@ -8,7 +8,9 @@ from xml.sax.saxutils import escape
 
 import pandas as pd
 import pytest
+from conftest import jpeg
 
+from clip_ft.data import clean_products
 from clip_ft.shops import IMAGE_SEPARATOR, read_export, shop_format, shop_products
 
 COLOURS = ('Red', 'Blue', 'Green')
@@ -224,3 +226,13 @@ def test_many_variants_and_images():
                          'Image Src': [f'https://x.org/{i}.jpg' for i in range(20_000)]})
     table = shop_products(rows)
     assert len(table) == 5_000 and table['images'].str.count(r' \| ').eq(3).all()
+
+
+@pytest.mark.parametrize('file', ['shopify.csv', 'merchant.tsv'])
+def test_all_images_of_an_export_are_kept(file, tmp_path):
+    (tmp_path/file).write_text(EXPORTS[file][1](), encoding='utf-8')
+    expected = [[name.rpartition('/')[2] for name in p['images']] for p in products()]
+    for seed, name in enumerate(name for names in expected for name in names):
+        (tmp_path/name).write_bytes(jpeg(seed))
+    kept, rejects = clean_products(shop_products(read_export(tmp_path/file)), tmp_path)
+    assert [names.split(IMAGE_SEPARATOR) for names in kept['images']] == expected and rejects.empty

@@ -118,7 +118,7 @@ def test_unusable_images_are_left_out(tmp_path, capsys, run):
     assert rejects[['image', 'row']].to_numpy().tolist() == [['4_0.jpg', 6]]
     assert rejects['reason'].iloc[0].startswith('image is missing') and len(kept) == COUNT - 1
     assert any('2 of products with several are left out' in note for note in notes)
-    assert any('1 products have another main image' in note for note in notes)
+    assert any('1 of these came first' in note for note in notes)
     get_data(tmp_path/'shop', Paths(tmp_path))
     capsys.readouterr()
     assert '2 of products with several are left out' in run(preprocess_main, '--root', tmp_path)
