@@ -44,7 +44,7 @@ from clip_ft.record import (
     written_table,
 )
 from .shops import IMAGE_SEPARATOR, read_export, shop_format
-from .splits import row_hashes
+from .splits import row_hashes, text_positions
 from .tables import read_table, write_table
 
 # %% ../nbs/16_sources.ipynb #9615f576
@@ -52,14 +52,18 @@ def stratified_sample(
     categories: pd.Series,  # category of each of N rows
     limit: int,  # number of rows to draw
     seed: int = 42,  # the same seed draws the same rows
+    names: pd.Series | None = None,  # image names, by which most rows are drawn again from a table with changes
 ) -> np.ndarray:  # int64, min(limit, N) row numbers, ascending
     "Draw a random sample that preserves the shares of the categories."
-    codes, names = pd.factorize(categories, sort=True)
-    share = np.bincount(codes, minlength=len(names))*min(1, limit/len(codes))
+    codes, values = pd.factorize(categories, sort=True)
+    share = np.bincount(codes, minlength=len(values))*min(1, limit/len(codes))
     quota = np.floor(share + 1e-9).astype(int)
     left_over = min(limit, len(codes)) - quota.sum()
     quota[np.argsort(quota - share, kind='stable')[:left_over]] += 1
-    shuffled = np.random.default_rng(seed).permutation(len(codes))
+    if names is None:
+        shuffled = np.random.default_rng(seed).permutation(len(codes))
+    else:
+        shuffled = np.argsort(text_positions(names, seed, 'sample'), kind='stable')
     rank_in_category = pd.Series(shuffled).groupby(codes[shuffled]).cumcount()
     return np.sort(shuffled[rank_in_category < quota[codes[shuffled]]])
 
@@ -102,7 +106,7 @@ def _write_sample(
     "Write a sample of the table of a catalogue; return the products in it."
     products = read_products(folder, **options)
     table = find_table(folder)
-    rows = stratified_sample(products['category'], limit, seed)
+    rows = stratified_sample(products['category'], limit, seed, products['image'])
     write_table(read_any_table(table, options['encoding']).iloc[rows], destination/f'{table.stem}.csv')
     styles = folder/'styles.csv'
     if styles.is_file() and styles != table:

@@ -187,3 +187,15 @@ def test_a_data_set_is_updated(tmp_path, run):
     assert '0 products are new, 1 changed (00000005-0.jpg), 1 was removed' in run(get_data_main, *options)
     assert (paths.extracted/'images'/'00000005-0.jpg').read_bytes() == jpeg(50)
     assert len(os.listdir(paths.extracted/'images')) == 11
+
+
+def test_a_sample_of_a_changed_folder_is_almost_the_same(catalogue, tmp_path):
+    (catalogue/'data.csv').write_text(HEADER + rows(60))
+    for i in range(20, 66):
+        (catalogue/'data'/f'{i}.jpg').write_bytes(jpeg(i))
+    paths = Paths(tmp_path/'root')
+    before = set(read_products(get_data(catalogue, paths, limit=24))['image'])
+    (catalogue/'data.csv').write_text(HEADER + rows(66))
+    after = set(read_products(get_data(catalogue, paths, limit=24))['image'])
+    assert len(before) == len(after) == 24 and len(before & after) >= 20
+    assert {file.name for file in (paths.extracted/'data').iterdir()} == after
