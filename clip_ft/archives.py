@@ -13,6 +13,7 @@ import shutil
 import stat
 import unicodedata
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -20,7 +21,7 @@ from typing import IO
 from tqdm.auto import tqdm
 
 from .core import DISK_ERRORS, InputError, atomic_write
-from .record import SOURCE_FILE
+from .record import SOURCE_FILE, STATE_FILE
 
 # %% ../nbs/11_archives.ipynb #866e7020
 MAX_RATIO = 200  # unpacked size divided by packed size
@@ -160,7 +161,7 @@ def safe_members(
             raise _unsafe(archive, f'member {info.filename!r}: {problem}')
         path = '/'.join(_parts(name))
         key = _same_file(path)
-        if info.is_dir() or name.endswith('\\') or key == SOURCE_FILE or _RESOURCES.search(path):
+        if info.is_dir() or name.endswith('\\') or key in (SOURCE_FILE, STATE_FILE) or _RESOURCES.search(path):
             continue
         if key in paths:
             clash = f'{paths[key]!r} is the same file on Windows or macOS'
@@ -177,9 +178,20 @@ def safe_members(
 def is_complete(
     path: Path,  # file that may have been written
     size: int,  # expected size in bytes
+    checksum: int | None = None,  # expected CRC-32; None: any
 ) -> bool:
     "Whether a file has been written in full."
-    return path.is_file() and path.stat().st_size == size
+    if not path.is_file() or path.stat().st_size != size:
+        return False
+    return checksum is None or _checksum(path) == checksum
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    with open(path, 'rb') as file:
+        for chunk in iter(lambda: file.read(2**20), b''):
+            value = zlib.crc32(chunk, value)
+    return value
 
 
 def copy_stream(
@@ -204,7 +216,8 @@ def extract_members(
 ) -> None:
     "Unpack the files that are not complete yet. Raises InputError if one is damaged or has an unexpected size."
     destination = Path(destination)
-    missing = {name: info for name, info in members.items() if not is_complete(destination/name, info.file_size)}
+    missing = {name: info for name, info in members.items()
+               if not is_complete(destination/name, info.file_size, info.CRC)}
     size = sum(info.file_size for info in missing.values())
     if size > shutil.disk_usage(destination).free:
         raise InputError(f'No space left on {destination}: unpacking {archive.filename} requires {size/1e6:,.1f} MB.')

@@ -79,7 +79,7 @@ def read_rows(
 def from_export(
     source: str | Path,  # table or feed, or the folder of a table
     destination: Path,  # folder for the table and the downloaded images
-    choose: Callable[[pd.Series], np.ndarray] | None,  # from categories to the numbers of rows of a sample; None: all
+    choose: Callable[..., np.ndarray] | None,  # from categories and names to the rows of a sample; None: all
     reading: dict[str, Any],  # columns and encoding, as in read_rows
     settings: DownloadSettings,  # limits of the download
 ) -> Path:  # folder of the catalogue
@@ -88,7 +88,7 @@ def from_export(
     path = find_table(source) if source.is_dir() else source
     products = read_rows(path, **reading)
     if choose:
-        products = products.iloc[choose(products['category'])]
+        products = products.iloc[choose(products['category'], names=products['image'])]
     is_local = source.is_dir() and _has_images(source)
     if not is_local:
         products = _with_images(products, path, destination, settings)

@@ -185,7 +185,7 @@ def _write_image(image: dict, target: Path) -> str:
         return image.get('path') or ''
     suffix = image_suffix(io.BytesIO(image['bytes']))
     path = target.with_name(target.name + suffix)
-    if suffix and not (path.is_file() and path.stat().st_size == len(image['bytes'])):
+    if suffix and not (path.is_file() and path.read_bytes() == image['bytes']):
         with atomic_write(path) as temporary:
             temporary.write_bytes(image['bytes'])
     return path.name if suffix else ''

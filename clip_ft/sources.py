@@ -10,9 +10,12 @@ import os
 import re
 import shutil
 import zipfile
+from collections.abc import Iterable
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +25,7 @@ from .archives import copy_stream, extract_members, is_complete, safe_members
 from clip_ft.catalogue import (
     TABLE_SUFFIXES, add_columns_option, find_table, list_tables, read_any_table,
 )
+from .cleaning import as_texts
 from clip_ft.core import (
     InputError, Paths, atomic_write, command_parser, console_script, is_temporary, name_disk_errors,
     non_negative_int, printable,
@@ -29,31 +33,37 @@ from clip_ft.core import (
 from .data import all_names, image_folder, read_products
 from .demo import draw_catalogue
 from .download import DownloadSettings
-from .exports import from_dataset, from_export, is_export, is_table, repeat_downloads
+from .exports import EXPORT_SUFFIXES, from_dataset, from_export, is_export, is_table, repeat_downloads
 from .hub import download_dataset, is_dataset
 from .images import OUTSIDE, allow_links, image_problem
 from .locks import stage_lock
 from .matching import list_files, match_images
 from clip_ft.record import (
-    OPTIONS, SOURCE_FILE, add_links_option, catalogue_folder, describe_links, read_options, read_source, remember,
-    remember_links, write_source,
+    OPTIONS, SOURCE_FILE, STATE_FILE, WRITTEN_TABLE, SourceState, add_links_option, catalogue_folder,
+    describe_difference, describe_links, read_options, read_source, read_state, remember, remember_links,
+    remove_files, write_source, written_table,
 )
-from .shops import read_export, shop_format
-from .tables import write_table
+from .shops import IMAGE_SEPARATOR, read_export, shop_format
+from .splits import row_hashes, text_positions
+from .tables import read_table, write_table
 
 # %% ../nbs/19_sources.ipynb #9615f576
 def stratified_sample(
     categories: pd.Series,  # category of each of N rows
     limit: int,  # number of rows to draw
     seed: int = 42,  # the same seed draws the same rows
+    names: pd.Series | None = None,  # image names, by which most rows are drawn again from a table with changes
 ) -> np.ndarray:  # int64, min(limit, N) row numbers, ascending
     "Draw a random sample that preserves the shares of the categories."
-    codes, names = pd.factorize(categories, sort=True)
-    share = np.bincount(codes, minlength=len(names))*min(1, limit/len(codes))
+    codes, values = pd.factorize(categories, sort=True)
+    share = np.bincount(codes, minlength=len(values))*min(1, limit/len(codes))
     quota = np.floor(share + 1e-9).astype(int)
     left_over = min(limit, len(codes)) - quota.sum()
     quota[np.argsort(quota - share, kind='stable')[:left_over]] += 1
-    shuffled = np.random.default_rng(seed).permutation(len(codes))
+    if names is None:
+        shuffled = np.random.default_rng(seed).permutation(len(codes))
+    else:
+        shuffled = np.argsort(text_positions(names, seed, 'sample'), kind='stable')
     rank_in_category = pd.Series(shuffled).groupby(codes[shuffled]).cumcount()
     return np.sort(shuffled[rank_in_category < quota[codes[shuffled]]])
 
@@ -90,25 +100,56 @@ def _unwrap(folder: str | Path) -> Path:
     return nested
 
 
-def _write_sample(folder: Path, destination: Path, limit: int, seed: int, options: dict) -> pd.DataFrame:
+def _write_sample(
+    folder: Path, destination: Path, limit: int, seed: int, options: dict, files: Any
+) -> pd.DataFrame:
     "Write a sample of the table of a catalogue; return the products in it."
     products = read_products(folder, **options)
     table = find_table(folder)
-    rows = stratified_sample(products['category'], limit, seed)
+    rows = stratified_sample(products['category'], limit, seed, products['image'])
     write_table(read_any_table(table, options['encoding']).iloc[rows], destination/f'{table.stem}.csv')
     styles = folder/'styles.csv'
     if styles.is_file() and styles != table:
         with atomic_write(destination/styles.name) as temporary:
             shutil.copyfile(styles, temporary)
+        files.keep([styles.name])
+    files.keep([f'{table.stem}.csv'])
     return products.iloc[rows]
 
+# %% ../nbs/19_sources.ipynb #16c90002
+class _Files:
+    "The files that get_data has written, in this call and in earlier ones, relative to paths.extracted."
+    def __init__(self, paths: Paths) -> None:
+        state = read_state(paths)
+        self.paths, self.current = paths, set[str]()
+        self.old = set() if state is None else set(state.files)
+
+    def keep(self, names: Iterable[str]) -> None:
+        "Add files that belong to the catalogue."
+        self.current.update(names)
+
+    def keep_written(self) -> None:
+        "Add the table that was written from an export or a data set, and the images in it."
+        table = written_table(self.paths)
+        if table:
+            products = read_table(table)
+            lists = products[[name for name in ('image', 'images') if name in products]]
+            names = lists.apply(lambda column: column.str.split(IMAGE_SEPARATOR, regex=False)).stack().explode()
+            self.keep([WRITTEN_TABLE, *('images/' + names).unique()])
+
+    def remove_old(self, suffixes: tuple[str, ...] = ('',)) -> None:
+        "Remove files of earlier calls that do not belong to the catalogue any more."
+        remove_files(self.paths, [name for name in self.old - self.current if name.lower().endswith(suffixes)])
+
 # %% ../nbs/19_sources.ipynb #1358d29f
-def _from_folder(folder: Path, destination: Path, limit: int | None, seed: int, options: dict) -> Path:
+def _from_folder(
+    folder: Path, destination: Path, limit: int | None, seed: int, options: dict, files: _Files
+) -> Path:
     "Use a folder in place or, with a limit, copy a sample of it; return the folder of the catalogue."
     folder = _unwrap(folder).resolve()
     if limit is None:
         return folder
-    sample = _write_sample(folder, destination, limit, seed, options)
+    sample = _write_sample(folder, destination, limit, seed, options, files)
     images = image_folder(folder, sample)
     found = match_images(all_names(sample), list_files(images), images)['image'].drop_duplicates()
     outside = []
@@ -117,11 +158,12 @@ def _from_folder(folder: Path, destination: Path, limit: int | None, seed: int, 
         if problem:
             outside += [name] if problem == OUTSIDE else []
             continue  # clean_products will reject it
-        target = destination/images.relative_to(folder)/name
-        size = (images/name).stat().st_size
-        if not is_complete(target, size):
+        target, state = destination/images.relative_to(folder)/name, (images/name).stat()
+        files.keep([target.relative_to(destination).as_posix()])
+        if not is_complete(target, state.st_size) or target.stat().st_mtime_ns != state.st_mtime_ns:
             with open(images/name, 'rb') as source:
-                copy_stream(source, target, size)
+                copy_stream(source, target, state.st_size)
+            os.utime(target, ns=(state.st_atime_ns, state.st_mtime_ns))  # tells later whether the source has changed
     advice = describe_links(images, outside).strip()
     if len(outside) == (found != '').sum() > 0:
         raise InputError(f'None of the images of {folder} can be copied: {advice}')
@@ -130,13 +172,7 @@ def _from_folder(folder: Path, destination: Path, limit: int | None, seed: int, 
     return destination
 
 # %% ../nbs/19_sources.ipynb #2c8a549e
-def _from_class_folders(folder: Path, limit: int | None, seed: int, options: dict) -> Path | None:
-    "Write the table of a data set that was packed as a zip file; None if it is none."
-    choose = None if limit is None else partial(stratified_sample, limit=limit, seed=seed)
-    return from_dataset(folder, folder, choose, options['columns']) if is_dataset(folder) else None
-
-
-def _from_zip(path: Path, destination: Path, limit: int | None, seed: int, options: dict) -> Path:
+def _from_zip(path: Path, destination: Path, limit: int | None, seed: int, options: dict, files: _Files) -> Path:
     "Unpack a zip file or, with a limit, a sample of it; return the folder of the catalogue."
     try:
         archive = zipfile.ZipFile(path)
@@ -145,22 +181,37 @@ def _from_zip(path: Path, destination: Path, limit: int | None, seed: int, optio
                          'pass a zip file, or the folder of the table and the images.') from error
     with archive, TemporaryDirectory() as tables:
         members = safe_members(archive)
-        files = {name: info for name, info in members.items() if name.lower().endswith(TABLE_SUFFIXES)}
-        if limit is None or not files:
-            extract_members(archive, members, destination)
-            return _from_class_folders(destination, limit, seed, options) or _unwrap(destination)
-        extract_members(archive, files, tables)
+        tables_of = {name: info for name, info in members.items() if name.lower().endswith(TABLE_SUFFIXES)}
+        if limit is None or not tables_of:
+            return _unpack(archive, members, destination, limit, seed, options, files)
+        extract_members(archive, tables_of, tables)
         folder = _unwrap(tables)
         raw = read_export(find_table(folder), options['encoding'])
         if not options['columns'] and shop_format(raw):  # from_export takes the sample
-            extract_members(archive, members, destination)
-            return _unwrap(destination)
-        names = all_names(_write_sample(folder, destination, limit, seed, options))
+            return _unpack(archive, members, destination, None, seed, options, files)
+        names = all_names(_write_sample(folder, destination, limit, seed, options, files))
         prefix = '' if folder == Path(tables) else f'{folder.relative_to(tables)}/'
         inside = {name.removeprefix(prefix): info for name, info in members.items() if name.startswith(prefix)}
         found = match_images(names, sorted(inside), folder)['image']
+        files.keep(found[found != ''])
         extract_members(archive, {name: inside[name] for name in found[found != '']}, destination)
         return destination
+
+
+def _unpack(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], destination: Path, limit: int | None,
+            seed: int, options: dict, files: _Files) -> Path:
+    "Unpack a zip file, which may be a data set in folders without a table."
+    files.keep(members)
+    extract_members(archive, members, destination)
+    files.remove_old(EXPORT_SUFFIXES)
+    if not is_dataset(destination):
+        return _unwrap(destination)
+    files.keep([WRITTEN_TABLE])
+    return from_dataset(destination, destination, _sampler(limit, seed), options['columns'])
+
+
+def _sampler(limit: int | None, seed: int) -> Any:
+    return None if limit is None else partial(stratified_sample, limit=limit, seed=seed)
 
 # %% ../nbs/19_sources.ipynb #b532bd1e
 def _request(source: str, limit: int | None, seed: int) -> dict:
@@ -174,10 +225,23 @@ def _request(source: str, limit: int | None, seed: int) -> dict:
     path = Path(os.path.realpath(os.path.expanduser(source)))
     if path.is_file():
         request.update(size=path.stat().st_size, modified=path.stat().st_mtime_ns)
-    elif not source or not path.is_dir():
+    elif source and path.is_dir():
+        request['content'] = _folder_content(path)
+    else:
         raise InputError(f"Unknown source {source!r}: use 'demo', 'kaggle', 'hf:NAME' "
                          'or the path of a zip file, a folder or the export of a shop.')
     return {**request, 'source': str(path)}
+
+
+def _folder_content(folder: Path) -> str:
+    "A digest of the names, sizes and times of all files."
+    digest = blake2b(digest_size=16)
+    for name in list_files(folder):
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            state = os.stat(path)
+            digest.update(f'{name}\0{state.st_size} {state.st_mtime_ns}\0'.encode())
+    return digest.hexdigest()
 
 # %% ../nbs/19_sources.ipynb #fffd21a0
 def _check_request(request: dict, record: dict | None, paths: Paths) -> None:
@@ -190,9 +254,14 @@ def _check_request(request: dict, record: dict | None, paths: Paths) -> None:
         names = [path.name for path in paths.extracted.iterdir()] if paths.extracted.is_dir() else []
         if not in_place and not all(map(is_temporary, names)):
             raise InputError(f'The folder {where} files that are not from get_data; {advice}.')
-    elif any(record.get(name) != request.get(name) for name in {*record, *request} - {'folder', *OPTIONS}):
+    elif _differs(request, record, 'source', 'limit', 'seed') or (
+            _differs(request, record, 'size', 'modified') and not (paths.extracted/STATE_FILE).exists()):
         limit = f' with limit {record["limit"]}' if record.get('limit') else ''
         raise InputError(f'The folder {where} another catalogue, {record["source"]}{limit}; {advice}.')
+
+
+def _differs(request: dict, record: dict, *names: str) -> bool:
+    return any(record.get(name) != request.get(name) for name in names)
 
 # %% ../nbs/19_sources.ipynb #4f607077
 def get_data(
@@ -227,43 +296,83 @@ def _is_finished(request: dict, paths: Paths) -> bool:
     "Whether the project already contains the catalogue. Raises InputError if it contains another one."
     record = read_source(paths)
     _check_request(request, record, paths)
-    return record is not None and record['folder'] is not None
+    is_complete = record is not None and record['folder'] is not None
+    return is_complete and not _differs(request, record or {}, 'size', 'modified', 'content')
 
 # %% ../nbs/19_sources.ipynb #4f607078
 def _get_catalogue(request: dict, paths: Paths, options: dict, settings: DownloadSettings) -> None:
-    "Fetch a catalogue. The record of its source is incomplete until all files are there."
+    "Fetch or update a catalogue. The record of its source is incomplete until all files are there."
+    record, old, files = read_source(paths) or {}, read_state(paths), _Files(paths)
+    given = {name: value or record.get('given', {}).get(name) for name, value in options.items()}
+    request = {name: record[name] for name in OPTIONS if name in record} | request | {'given': given}
     write_source(paths, request)
     try:
-        source, limit, seed = request['source'], request['limit'], request['seed']
-        folder, applied = _fetch(source, paths.extracted, limit, seed, options, settings)
+        folder, applied = _fetch(request, paths.extracted, given, settings, files)
     except BaseException:
         if os.listdir(paths.extracted) == [SOURCE_FILE]:  # nothing was fetched
             (paths.extracted/SOURCE_FILE).unlink()
         raise
+    files.remove_old()
     folder, home = folder.resolve(), paths.extracted.resolve()
     relative = folder.relative_to(home) if folder.is_relative_to(home) else folder
-    write_source(paths, {**request, 'folder': str(relative), 'applied': applied})
+    request.update(folder=str(relative), applied=applied)
+    if request['source'] in ('demo', 'kaggle') or request['source'].startswith('hf:'):
+        return write_source(paths, request)  # does not change
+    new = _state_of(request, folder, paths, files)
+    if old and len(old.names) and len(new.names):
+        print(printable(f'Since the last call: {describe_difference(old, new) or "no product has changed"}'))
+    write_source(paths, request)
+    new.save(paths)
 
 
-def _fetch(source: str, destination: Path, limit: int | None, seed: int, options: dict,
-           settings: DownloadSettings) -> tuple[Path, list[str]]:
+def _fetch(request: dict, destination: Path, options: dict, settings: DownloadSettings,
+           files: _Files) -> tuple[Path, list[str]]:
     "Return the folder of the catalogue, and the options that no longer apply to its table."
+    source, limit, seed = request['source'], request['limit'], request['seed']
     if source == 'demo':
         return draw_catalogue(destination, n=limit or 2400, seed=seed), ['columns', 'encoding']
     if source.startswith('hf:'):
         path = download_dataset(source[3:], destination)
     else:
         path = _download_kaggle() if source == 'kaggle' else Path(source)
-    choose = None if limit is None else partial(stratified_sample, limit=limit, seed=seed)
+    if request.get('follow_links') and path.is_dir():
+        allow_links(path, request['follow_links'])
+    choose = _sampler(limit, seed)
     if path.is_dir() and is_dataset(path):
-        return from_dataset(path, destination, choose, options['columns']), ['encoding']
-    if path.is_file() and is_table(path):
-        return from_export(path, destination, choose, options, settings), ['columns', 'encoding']
-    folder = _unwrap(path) if path.is_dir() else _from_zip(path, destination, limit, seed, options)
-    if is_export(folder, options['encoding']):
-        return from_export(folder, destination, choose, options, settings), ['columns', 'encoding']
-    folder = _from_folder(folder, destination, limit, seed, options) if path.is_dir() else folder
-    return folder, ['encoding'] if limit else []  # a sample is written as UTF-8
+        folder, applied = from_dataset(path, destination, choose, options['columns']), ['encoding']
+    elif path.is_file() and is_table(path):
+        folder, applied = from_export(path, destination, choose, options, settings), ['columns', 'encoding']
+    else:
+        folder = _unwrap(path) if path.is_dir() else _from_zip(path, destination, limit, seed, options, files)
+        if not is_export(folder, options['encoding']):
+            folder = _from_folder(folder, destination, limit, seed, options, files) if path.is_dir() else folder
+            return folder, ['encoding'] if limit else []  # a sample is written as UTF-8
+        folder, applied = from_export(folder, destination, choose, options, settings), ['columns', 'encoding']
+    files.keep_written()
+    return folder, applied
+
+# %% ../nbs/19_sources.ipynb #16c90004
+def _state_of(record: dict, folder: Path, paths: Paths, files: _Files) -> SourceState:
+    "The rows and the image files of the products."
+    current = np.array(sorted(files.current), object)
+    read = {name: None if name in record['applied'] else record['given'][name] or record.get(name)
+            for name in ('columns', 'encoding')}
+    try:
+        products = read_products(written_table(paths) or find_table(folder), **read)
+        images = image_folder(folder, products)
+    except InputError:  # preprocess reports it, and has options for some of these tables
+        return SourceState(np.zeros(0, object), np.zeros(0, np.uint64), np.zeros((0, 2), np.int64), current)
+    names = as_texts(products['image']).str.strip()
+    found = match_images(names, list_files(images), images)['image']
+    states = [_size_and_time(os.path.join(images, name)) if name else (-1, -1) for name in found]
+    return SourceState(names.to_numpy(object), row_hashes(products), np.array(states, np.int64), current)
+
+
+def _size_and_time(path: str) -> tuple[int, int]:
+    if not os.path.exists(path):
+        return -1, -1
+    state = os.stat(path)
+    return state.st_size, state.st_mtime_ns
 
 # %% ../nbs/19_sources.ipynb #33fa90fa
 @console_script
