@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from hashlib import blake2b
+from html import unescape
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import IO, Any
@@ -203,6 +204,8 @@ async def _save(response: Any, headers: dict[bytes, list[bytes]], target: Path, 
 def _parse(address: str, base: Any = None) -> Any:
     "An address as a URL. Raises _Failure if it is invalid, has another scheme than http and https, or a password."
     import httpx2
+    if not base:  # from a table, perhaps with HTML or the quotation marks of a list around it
+        address = unescape(re.sub(r'["<>].*', '', address, flags=re.DOTALL)).rstrip("',] ")
     try:
         url = base.join(address) if base else httpx2.URL(re.sub('^//', 'https://', address))
     except (httpx2.InvalidURL, ValueError, TypeError):

@@ -39,7 +39,7 @@ _NOT_WORD = ('^[\u0e30-\u0e3a\u0e45-\u0e4e]|[\u0e31\u0e34-\u0e3a]{2}|[\u0e40-\u0
 _COMMON = {  # encoding to first bytes of common characters
     'gb18030': {*range(0xa1, 0xa4), *range(0xb0, 0xd8)}, 'big5': {*range(0xa1, 0xa4), *range(0xa4, 0xc7)},
     'cp949': {*range(0xa1, 0xa4), *range(0xb0, 0xc9)}, 'cp932': {*range(0x81, 0x84), *range(0x88, 0x98)}}
-_FREQUENT = {  # encoding to the letters that make up most of a text; a table with few words is judged by them
+_FREQUENT: dict[str, str | float] = {  # encoding to frequent letters, by which a table with few words is judged
     'cp1251': 'оеаинтсрвлкі', 'koi8_r': 'оеаинтсрвлкі', 'cp1253': 'αοιετσνηρκυπς', 'cp1255': 'יוהלאתרבמש',
     'cp1256': 'اليمنترهبو', 'cp874': 'านรอกเงมยลว', 'cp949': .75, 'cp932': .65, 'gb18030': .62, 'big5': .6}
 _PLAUSIBLE = 0.95  # least share of words, or characters, that fit

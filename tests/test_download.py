@@ -250,3 +250,12 @@ def test_a_product_has_an_image_or_a_reason(shop, tmp_path):
     assert table['image'].to_list() == [names[a], names[a], names[b], gone, '', 'd.jpg', '']
     assert table['images'].to_list() == [names[a], f'{names[a]} | {names[b]}', names[b], '', '', '', '']
     assert table['image problem'].to_list() == ['']*3 + [REASONS['gone']] + ['image address is missing']*3
+
+
+def test_addresses_as_tables_write_them(shop, tmp_path):
+    cells = [f'{shop}/image/a b.jpg', f'{shop}/image/c.jpg?d=1&amp;e=2', f'<img src="{shop}/image/f.jpg" alt="x">',
+             f'["{shop}/image/g.jpg", "{shop}/image/h.jpg"]', f"['{shop}/image/i.jpg', '{shop}/image/women's.jpg']"]
+    table = download_catalogue(pd.DataFrame({'image': cells}), tmp_path, QUICK)
+    assert (table['image problem'] == '').all()
+    assert {path.removeprefix('/image/') for path in Shop.requests} == {
+        'a%20b.jpg', 'c.jpg?d=1&e=2', 'f.jpg', 'g.jpg', 'h.jpg', 'i.jpg', "women's.jpg"}
