@@ -13,6 +13,7 @@ import socket
 import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -282,11 +283,9 @@ def read_failures(
     "Addresses that failed for good, and the reasons. A last line that was not finished is ignored."
     failures, path = {}, Path(folder)/_JOURNAL
     for line in path.read_text('utf-8', 'replace').splitlines() if path.exists() else ():
-        try:
+        with suppress(ValueError):
             address, reason = json.loads(line)
-        except ValueError:
-            continue
-        failures[address] = reason
+            failures[address] = reason
     return failures
 
 
@@ -361,10 +360,8 @@ def download_catalogue(
 ) -> pd.DataFrame:  # N products, with names of files and the column 'image problem'
     "Download the images of products."
     products = products.reset_index(drop=True)
-    cells = as_texts(products['image'])
-    further = [split_images(as_texts(products['images']))] if 'images' in products else []
-    names = pd.concat([split_images(cells), *further]).sort_index(kind='stable')
-    names = names[are_addresses(names)]
+    names = pd.concat([split_images(as_texts(products[name])) for name in ('image', 'images') if name in products])
+    names = names[are_addresses(names)].sort_index(kind='stable')
     found = download_images(names, folder, settings)
     files, problems = names.map(found['name']), names.map(found['problem'])
     failed, files = names[files == ''], files[files != '']
@@ -374,7 +371,7 @@ def download_catalogue(
                         f'{failed.iloc[0]}: {found["problem"][failed.iloc[0]]}'))
     main = files.groupby(level=0).first().reindex(products.index)
     problem = problems.groupby(level=0).first().reindex(products.index).fillna('image address is missing')
-    new = {'image': main.where(main.notna(), cells), PROBLEM_COLUMN: problem.where(main.isna(), '')}
+    new = {'image': main.where(main.notna(), as_texts(products['image'])), PROBLEM_COLUMN: problem.where(main.isna(), '')}
     lists = join_values(files, IMAGE_SEPARATOR)
     if 'images' in products or lists.str.contains(IMAGE_SEPARATOR, regex=False).any():
         new['images'] = lists.reindex(products.index).fillna('')

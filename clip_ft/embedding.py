@@ -369,8 +369,7 @@ def embed_main(argv: list[str] | None = None) -> None:
     model, processor = load_model(args.model or paths.best_model, args.device, state.is_main_process)
     data = embed_catalogue(model, processor, paths, np.float16 if args.float16 else np.float32)
     if state.is_main_process:
-        count, dimension = data['embeddings'].shape
-        unchanged = f', {data["unchanged"]:,} unchanged' if data['unchanged'] else ''
-        count -= data['unchanged']
-        print(f'{count:,} images embedded{unchanged}, in {dimension} dimensions: {printable(paths.embeddings)}')
+        (count, dimension), unchanged = data['embeddings'].shape, data['unchanged']
+        also = f', {unchanged:,} unchanged' if unchanged else ''
+        print(f'{count - unchanged:,} images embedded{also}, in {dimension} dimensions: {printable(paths.embeddings)}')
     state.destroy_process_group()

@@ -137,7 +137,7 @@ def kagl(
     model: nn.Module | InferenceModel,  # two-tower model
     processor: Any,  # its processor
     products: pd.DataFrame,  # N products, from whole_catalogue
-    image_embeds: np.ndarray,  # float32 [M, D], from embed_images: all images of the products, or the main ones
+    image_embeds: np.ndarray,  # float32 [M, D]: of all images of the products, or of the main ones
     judgments: dict,  # query -> {product id: gain}
     train_products: pd.DataFrame | None = None,  # training products, to detect overlap
     learned: Learned | None = None,  # all products that the model was trained on, if it stores them

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SOURCE_FILE', 'WRITTEN_TABLE', 'OPTIONS', 'STATE_FILE', 'read_source', 'write_source', 'catalogue_folder',
            'written_table', 'read_options', 'remember', 'remember_links', 'describe_links', 'add_links_option',
-           'SourceState', 'read_state', 'describe_difference', 'remove_files']
+           'SourceState', 'read_state', 'describe_difference', 'remove_files', 'size_and_time', 'hash_file',
+           'table_state']
 
 # %% ../nbs/05_record.ipynb #8ec00003
 import json
@@ -14,6 +15,7 @@ import zipfile
 from argparse import ArgumentParser
 from collections.abc import Iterable
 from copy import copy
+from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,7 +139,7 @@ def add_links_option(
     parser.add_argument('--follow-links', metavar='DIR',
                         help='use images that are links to files below this folder outside the catalogue')
 
-# %% ../nbs/05_record.ipynb #5e1f0021
+# %% ../nbs/05_record.ipynb #b485ade1
 STATE_FILE = 'source.npz'  # beside source.json
 
 
@@ -174,7 +176,7 @@ def read_state(
     fits = images.shape == (len(rows), 2) == (len(names), 2)
     return SourceState(np.array(names, object), rows, images, np.array(files, object)) if fits else None
 
-# %% ../nbs/05_record.ipynb #5e1f0022
+# %% ../nbs/05_record.ipynb #7c6b5a16
 def describe_difference(
     old: SourceState,
     new: SourceState,
@@ -213,3 +215,32 @@ def remove_files(
                 if folder == Path(home) or any(folder.iterdir()):
                     break
                 folder.rmdir()
+
+# %% ../nbs/05_record.ipynb #5e1f0051
+def size_and_time(
+    path: str | Path,  # file
+) -> tuple[int, int]:  # bytes, and nanoseconds of the last change; -1 for a missing file
+    "Size of a file, and the time of its last change."
+    if not os.path.exists(path):
+        return -1, -1
+    state = os.stat(path)
+    return state.st_size, state.st_mtime_ns
+
+
+def hash_file(
+    path: str | Path,  # file
+) -> str:  # 32 hexadecimal digits
+    "Hash the content of a file."
+    with open(path, 'rb') as file:
+        return file_digest(file, lambda: blake2b(digest_size=16)).hexdigest()
+
+
+def table_state(
+    paths: Paths,  # the project
+    table: str | Path,  # table of the catalogue
+) -> dict[str, Any]:  # path (relative to data/extracted for files in it), size, time and digest
+    "Describe the current content of a file."
+    size, modified = size_and_time(table)
+    place, home = os.path.realpath(table), os.path.realpath(paths.extracted)
+    path = os.path.relpath(place, home) if place.startswith(home + os.sep) else place
+    return {'path': path, 'size': size, 'modified': modified, 'digest': hash_file(table)}

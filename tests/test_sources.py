@@ -19,7 +19,8 @@ from conftest import HEADER, add_rows, jpeg, rows, snapshot
 from clip_ft import archives, sources
 from clip_ft.core import InputError, Paths
 from clip_ft.data import catalogue_folder, preprocess, read_products
-from clip_ft.sources import get_data, stratified_sample
+from clip_ft.exports import stratified_sample
+from clip_ft.sources import get_data
 
 
 def zip_of(path, *members):
