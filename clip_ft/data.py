@@ -299,7 +299,7 @@ def _judged_ids(path: str | Path | None) -> set[str]:
 def preprocess(
     paths: Paths,  # the project, after get_data
     columns: dict[str, str] | None = None,  # standard name to that in the table; None: as before
-    test_size: float | None = None,  # share of rows in the test set; None: as before, or 0.1
+    test_size: float | None = None,  # share of the test set; None: as before, or 0.1
     seed: int | None = None,  # seed of the split; None: as before, or 42
     keep_out: str | Path | None = None,  # file for read_judgments; these products are kept out of training
     follow_links: str | Path | None = None,  # folder to which links may point; remembered

@@ -371,7 +371,7 @@ def download_catalogue(
                         f'{failed.iloc[0]}: {found["problem"][failed.iloc[0]]}'))
     main = files.groupby(level=0).first().reindex(products.index)
     problem = problems.groupby(level=0).first().reindex(products.index).fillna('image address is missing')
-    new = {'image': main.where(main.notna(), as_texts(products['image'])), PROBLEM_COLUMN: problem.where(main.isna(), '')}
+    new = {'image': main.fillna(as_texts(products['image'])), PROBLEM_COLUMN: problem.where(main.isna(), '')}
     lists = join_values(files, IMAGE_SEPARATOR)
     if 'images' in products or lists.str.contains(IMAGE_SEPARATOR, regex=False).any():
         new['images'] = lists.reindex(products.index).fillna('')
