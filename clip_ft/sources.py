@@ -304,8 +304,8 @@ def _get_catalogue(request: dict, paths: Paths, options: dict, settings: Downloa
     new = _state_of(request, folder, paths, files)
     if old and len(old.names) and len(new.names):
         print(printable(f'Since the last call: {describe_difference(old, new) or "no product has changed"}'))
-    write_source(paths, request)
     new.save(paths)
+    write_source(paths, request)
 
 
 def _fetch(request: dict, destination: Path, options: dict, settings: DownloadSettings,
