@@ -254,7 +254,7 @@ def _fit_width(row: list[str], header: list[str], separator: str) -> list[str] |
     return row[:width] + ['']*(width - len(row))
 
 
-_ZERO_WIDTH = dict.fromkeys(map(ord, '\u200b\u200c\u200d\u2060\ufeff'))
+_BLANK = ' \t\r\n\v\f\u00a0\u3000\u200b\u200c\u200d\u2060\ufeff'  # around column names
 
 def _without_title(rows: list[list[str]], path: str | Path) -> list[list[str]]:
     "Leave out a title, and blank lines, above the column names: rows with one value while later ones have several."
@@ -272,7 +272,7 @@ def unique_names(
     "Column names without spaces at their ends; unnamed and repeated ones are numbered."
     unique: list[str] = []
     for position, name in enumerate(names, 1):
-        name = base = ' '.join(name.translate(_ZERO_WIDTH).split()) or f'column {position}'
+        name = base = name.strip(_BLANK) or f'column {position}'
         number = 1
         while name in unique or (number > 1 and name in names):
             number += 1

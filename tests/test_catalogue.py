@@ -117,7 +117,7 @@ def test_nested_values_are_flattened(tmp_path):
 
 @pytest.mark.parametrize('text', [
     HEADER + '1.jpg,19 €,Größe,x', HEADER + '1.jpg,a,b,x\n', 'Export of 2024\n\n' + HEADER + '1.jpg,a,b,x',
-    'Export,,,\n' + HEADER + '1.jpg,a,b,x', HEADER.replace('display name', '\u200bdisplay\u00a0name ') + '1.jpg,a,b,x',
+    'Export,,,\n' + HEADER + '1.jpg,a,b,x', HEADER.replace('display name', '\u200b\u00a0display name ') + '1.jpg,a,b,x',
 ])
 @pytest.mark.parametrize('encoding', ['utf-8', 'utf-16-le', 'utf-16-be', 'iso8859-15', 'cp1252'])
 def test_titles_and_unicode_without_a_mark(tmp_path, text, encoding):
