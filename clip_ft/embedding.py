@@ -219,7 +219,7 @@ class EmbeddedBefore(NamedTuple):
         rows = self.names.get_indexer(names)
         return {self.digests[row]: self.vectors[row] for row in rows[rows >= 0]}
 
-    def count(self,
+    def count_unchanged(self,
         names: Sequence[str],  # N image names
         digests: np.ndarray,  # N digests, str; empty for unusable images
     ) -> int:
@@ -318,7 +318,7 @@ def embed_catalogue(
         state.wait_for_everyone()
         if state.is_main_process:
             digests = _join_shards(paths, folder, products, made_by, dtype)
-            unchanged = before.count(products['image'], digests)
+            unchanged = before.count_unchanged(products['image'], digests)
         state.wait_for_everyone()
         return load_embeddings(paths.embeddings) | {'unchanged': unchanged}
 
