@@ -61,7 +61,7 @@ def save_embeddings(
     texts = dataframe.astype(object).where(dataframe.notna(), '')
     table = {str(column): [str(value) for value in texts[column]] for column in texts}
     about = dict(format='clip_ft embeddings 3', weights_hash=weights_hash, image_set=image_set)
-    files = {} if digests is None else {'digests': np.array(list(digests), dtype=np.bytes_)}
+    files: dict[str, Any] = {} if digests is None else {'digests': np.array(list(digests), dtype=np.bytes_)}
     with atomic_write(path, durable=True) as temporary, open(temporary, 'wb') as file:
         np.savez(file, embeddings=embeddings.astype(dtype, copy=False), image_names=names,
                  products=_json_bytes(table), about=_json_bytes(about), **files)
