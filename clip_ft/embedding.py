@@ -62,7 +62,7 @@ def save_embeddings(
     texts = dataframe.astype(object).where(dataframe.notna(), '')
     table = {str(column): [str(value) for value in texts[column]] for column in texts}
     about = dict(format='clip_ft embeddings 3', weights_hash=weights_hash, image_set=image_set)
-    files = {} if digests is None else {'digests': np.array(list(digests), dtype=np.bytes_)}
+    files: dict[str, Any] = {} if digests is None else {'digests': np.array(list(digests), dtype=np.bytes_)}
     with atomic_write(path, durable=True) as temporary, open(temporary, 'wb') as file:
         np.savez(file, embeddings=embeddings.astype(dtype, copy=False), image_names=names,
                  products=_json_bytes(table), about=_json_bytes(about), **files)
@@ -220,7 +220,7 @@ class EmbeddedBefore(NamedTuple):
         rows = self.names.get_indexer(names)
         return {self.digests[row]: self.vectors[row] for row in rows[rows >= 0]}
 
-    def count(self,
+    def count_unchanged(self,
         names: Sequence[str],  # N image names
         digests: np.ndarray,  # N digests, str; empty for unusable images
     ) -> int:
@@ -319,7 +319,7 @@ def embed_catalogue(
         state.wait_for_everyone()
         if state.is_main_process:
             digests = _join_shards(paths, folder, products, made_by, dtype)
-            unchanged = before.count(products['image'], digests)
+            unchanged = before.count_unchanged(products['image'], digests)
         state.wait_for_everyone()
         return load_embeddings(paths.embeddings) | {'unchanged': unchanged}
 

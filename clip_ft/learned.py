@@ -58,7 +58,7 @@ def read_learned(
         with zipfile.ZipFile(path) as archive:
             check_zip(archive)
         with np.load(path, allow_pickle=False) as file:
-            learned = Learned(*(file[name] for name in Learned._fields))
+            learned: Learned | None = Learned(*(file[name] for name in Learned._fields))
     except (ValueError, KeyError, OSError, EOFError, MemoryError, zipfile.BadZipFile):
         learned = None
     if learned is None or any(array.dtype != np.uint64 or array.ndim != 1 for array in learned):

@@ -155,7 +155,7 @@ class SourceState(NamedTuple):
     ) -> None:
         "Write the state."
         lists = {name: json.dumps(getattr(self, name).tolist()).encode() for name in ('names', 'files')}
-        texts = {name: np.frombuffer(data, np.uint8) for name, data in lists.items()}
+        texts: dict[str, Any] = {name: np.frombuffer(data, np.uint8) for name, data in lists.items()}
         with atomic_write(paths.extracted/STATE_FILE) as temporary, open(temporary, 'wb') as file:
             np.savez_compressed(file, rows=self.rows, images=self.images, **texts)
 

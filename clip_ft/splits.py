@@ -276,9 +276,9 @@ def last_split(
 ) -> tuple[LastSplit | None, float, int]:  # the split to remember (None: none), test size and seed of the new split
     "Read the last split and its settings."
     record = _read_record(paths)
-    old = record.get('test_size'), record.get('seed')
+    old: tuple[Any, Any] = record.get('test_size'), record.get('seed')
     is_known = isinstance(old[0], float) and 0 < old[0] < 1 and isinstance(old[1], int) and old[1] >= 0
-    settings = old if is_known else (0.1, 42)
+    settings: tuple[Any, Any] = old if is_known else (0.1, 42)
     new = float(settings[0] if test_size is None else test_size), int(settings[1] if seed is None else seed)
     if not paths.train_csv.exists():
         return None, *new
@@ -343,8 +343,9 @@ def describe_age(
         return (f'{file} has changed since clip_ft_get_data; run clip_ft_get_data and clip_ft_preprocess again to '
                 'include the changes.')
     state = _read_record(paths).get('table')
-    path = paths.extracted/state['path'] if isinstance(state, dict) and isinstance(state.get('path'), str) else None
-    if path and os.path.isfile(path) and _is_changed(path, state):
+    state = state if isinstance(state, dict) and isinstance(state.get('path'), str) else {}
+    path = paths.extracted/state.get('path', '')
+    if os.path.isfile(path) and _is_changed(path, state):
         return f'{path} has changed since clip_ft_preprocess; run clip_ft_preprocess again to include the changes.'
     return ''
 
