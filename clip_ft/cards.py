@@ -29,7 +29,7 @@ def load_jpeg(
     image_dir: str | Path | None,  # folder of the images; None if there are no images
     name: str,  # file name in this folder
     size: int,  # longest edge, in pixels
-) -> tuple:  # JPEG as bytes, or None; the reason if it is None
+) -> tuple[bytes | None, str]:  # JPEG, or None; the reason if it is None
     "A shrunk copy of an image of the catalogue."
     if image_dir is None:
         return None, 'There is no image folder'

@@ -9,7 +9,7 @@ __all__ = ['RECIPE', 'MAIN_METRICS', 'bootstrap', 'interval', 'recipe_metrics', 
 # %% ../nbs/51_evaluation.ipynb #045542b8
 import numpy as np
 import pandas as pd
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -142,7 +142,9 @@ def _search(evaluation, name, query_embeds, gallery_embeds, owners, ks, n_resamp
     return table[_RETRIEVAL]
 
 
-def _embeds(queries, products, image_embeds, owners, text_embeds):
+def _embeds(
+    queries: QuerySet, products: pd.DataFrame, image_embeds: np.ndarray, owners: np.ndarray, text_embeds: Callable
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     "Embeddings of the queries of a set, and of what is searched; and the product of each image that is searched."
     if queries.by_image:
         return image_embeds[main_rows(owners)[queries.rows]], text_embeds(tuple(products['display name'])), None

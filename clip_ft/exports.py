@@ -25,9 +25,10 @@ from .hub import read_dataset, write_images
 from .locks import stage_lock
 from .matching import IMAGE_ENDING
 from .record import WRITTEN_TABLE
-from .shops import has_addresses, read_export, shop_format, shop_products, split_images
+from .shops import has_addresses, read_export, shop_format, shop_products
 from .splits import random_positions
 from .tables import read_table, write_table
+from .views import split_images
 
 # %% ../nbs/15_exports.ipynb #9615f576
 def stratified_sample(

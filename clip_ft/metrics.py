@@ -324,7 +324,7 @@ class Gallery:
         processor: Any,  # a processor of transformers
         images: Images,  # all images of the products, or the main ones, in a form that embed_images takes
         products: pd.DataFrame,  # the column full_text, and those that duplicates are found by
-        rows: Sequence[int] | None = None,  # int [M]: rows of the images of the products; None: all, in this order
+        rows: Sequence[int] | np.ndarray | None = None,  # int [M]: rows of the images of the products; None: all
     ) -> None:
         self.images, self.rows = images, rows
         self.owners = image_owners(products, len(images if rows is None else rows))

@@ -45,10 +45,10 @@ from clip_ft.record import (
     describe_difference, describe_links, read_options, read_source, read_state, remember, remember_links,
     remove_files, size_and_time, write_source, written_table,
 )
-from .shops import IMAGE_SEPARATOR, read_export, shop_format
+from .shops import read_export, shop_format
 from .splits import row_hashes
 from .tables import read_table, write_table
-from .views import all_names
+from .views import IMAGE_SEPARATOR, all_names
 
 # %% ../nbs/19_sources.ipynb #a71a3da3
 KAGGLE_SET = 'nirmalsankalana/fashion-product-text-images-dataset'

@@ -209,10 +209,11 @@ def check_test_size(
 
 # %% ../nbs/07_splits.ipynb #d10cb395
 def _fill_sides(in_test: np.ndarray, order: np.ndarray, forced: np.ndarray) -> None:
-    "Move the first groups in this order, so that both sets have two groups if there are four, and otherwise one."
-    for side, movable in ((in_test, np.ones(len(order), bool)), (~in_test, ~forced)):
-        lacking = max(0, min(2, len(order)//2) - side.sum())
-        moved = order[(~side & movable)[order]][:lacking]
+    "Move the first groups in this order, so that the test set has two and the training set four, if there are enough."
+    least = min(2, len(order)//2)
+    sides = (in_test, least, np.ones(len(order), bool)), (~in_test, min(4, len(order) - least), ~forced)
+    for side, count, movable in sides:
+        moved = order[(~side & movable)[order]][:max(0, count - side.sum())]
         in_test[moved] = ~in_test[moved]
 
 # %% ../nbs/07_splits.ipynb #c0c10007
