@@ -48,7 +48,7 @@ def write_shop(folder):
     pd.DataFrame(rows).to_csv(folder/'data.csv', index=False)
 
 
-CONFIG = TrainConfig(epochs=2, batch_size=8, lr=1e-3, patience=9, val_size=.2, hard_negative_size=2)
+CONFIG = TrainConfig(epochs=2, batch_size=4, lr=1e-3, patience=9, val_size=.2, hard_negative_size=2)
 drawn = {}  # folder of a run: the rows of the images of each step
 
 
@@ -168,7 +168,7 @@ def test_an_interrupted_run_draws_the_same_images(project, tmp_path):
     paths, trained, _, *parts = project
     photos, whole = paths.root/'source/photos', np.concatenate(drawn[paths.root])
     with pytest.raises(KeyboardInterrupt):
-        train_and_record(parts, photos, tmp_path, stop=2)  # in the second epoch
+        train_and_record(parts, photos, tmp_path, stop=len(whole)//4//2 + 1)  # in the second epoch
     _, model, _ = train_and_record(parts, photos, tmp_path)
     assert np.concatenate(drawn[tmp_path]).tolist() == whole.tolist()
     assert weights_hash(model) == weights_hash(trained)
