@@ -226,7 +226,7 @@ def test_few_groups(tmp_path, catalogue, capsys):
     get_data(catalogue, paths)
     train, test = preprocess(paths)
     assert len(set(test['display name'])) == len(set(train['display name'])) == 2
-    few = ''.join(f'{i}.jpg,text {i},{name},x\n' for i, name in enumerate('BBBBBCCC'))
+    few = ''.join(f'{i}.jpg,text {i},{name},x\n' for i, name in enumerate('EEEEEFFF'))
     (catalogue/'data.csv').write_text(HEADER + few)
     get_data(catalogue, Paths(tmp_path/'few'))
     preprocess(Paths(tmp_path/'few'))
