@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from clip_ft.core import Paths
-from clip_ft.data import image_folder, image_paths, preprocess
+from clip_ft.data import image_folder, preprocess
 from clip_ft.dataset import PixelCache, device_batches
 from clip_ft.embedding import load_embeddings
 from clip_ft.encode import embed_images, embed_texts
@@ -22,6 +22,7 @@ from clip_ft.model import tiny_model
 from clip_ft.parameters import merged_state_dict
 from clip_ft.sources import get_data
 from clip_ft.training import TrainConfig, Trainer, train
+from clip_ft.views import image_rows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 
@@ -32,7 +33,7 @@ def demo(tmp_path_factory):
     paths = Paths(tmp_path_factory.mktemp('demo'))
     folder = image_folder(get_data('demo', paths, limit=600))
     products, test = preprocess(paths)
-    return paths, products, test, folder, PixelCache.build(image_paths(products, folder), 96, paths.pixels)
+    return paths, products, test, folder, PixelCache.build(image_rows(products).paths(folder), 96, paths.pixels)
 
 
 def losses(demo, steps=40, **changes):
