@@ -21,6 +21,7 @@ from functools import partial
 from hashlib import blake2b, sha256
 from io import BytesIO
 from pathlib import Path
+from tokenize import TokenError
 from torch import nn
 from tqdm.auto import tqdm
 from typing import Any, BinaryIO, NamedTuple
@@ -248,7 +249,7 @@ class PixelCache:
             layout = _Layout.of(len(pixels), pixels.shape[-1])
             with open(self.path, 'rb') as file:
                 checksums = layout.checksums(file, range(len(pixels)))
-        except (ValueError, TypeError, IndexError) as error:
+        except (ValueError, TypeError, IndexError, SyntaxError, TokenError) as error:
             raise InputError(f'{path} is damaged or not a pixel cache ({error}): build it again.') from None
         shape = (len(pixels), 3, *pixels.shape[-1:]*2)
         if pixels.dtype != np.uint8 or pixels.shape != shape or len(checksums) < len(pixels) or not checksums.all():
@@ -256,8 +257,7 @@ class PixelCache:
         self.pixels = pixels
         self.digest = self.path.stem  # hash of the images and the ResizeSpec
 
-    def __len__(self) -> int:
-        return len(self.pixels)
+    def __len__(self) -> int: return len(self.pixels)
 
     def __repr__(self) -> str:
         return f'PixelCache({len(self)} images of {self.size} x {self.size}, {self.pixels.nbytes/1e6:.1f} MB)'

@@ -39,6 +39,7 @@ from .locks import stage_lock
 from .archives import check_zip
 from .inputs import embedding_size
 from .model import load_model, model_device, open_device
+from .record import DAMAGED
 from .splits import describe_age
 from .tables import without_formulas
 from .views import image_table, with_images_left
@@ -92,8 +93,6 @@ def _json_bytes(value: Any) -> np.ndarray: return np.frombuffer(json.dumps(value
 
 # %% ../nbs/60_embedding.ipynb #07b636c1
 _TEXT = pd.StringDtype('python', na_value=np.nan)  # Python strings, whether or not pyarrow is installed
-_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, RecursionError, MemoryError,
-               zipfile.BadZipFile)
 
 
 def load_embeddings(
@@ -107,7 +106,7 @@ def load_embeddings(
         data = _read_arrays(path)
     except InputError:
         raise
-    except _UNREADABLE as error:
+    except DAMAGED as error:
         message = f'{path} is damaged or not an embeddings file ({error}): make it again (clip_ft_embed).'
         raise InputError(message) from None
     if model is not None and weights_hash(model) != data['weights_hash']:
@@ -244,7 +243,7 @@ def embedded_before(
                 index = pd.Index(names.astype(object))
                 if vectors.dtype == dtype and len(vectors) == len(digests) == len(index) and index.is_unique:
                     return EmbeddedBefore(index, digests.astype(str), vectors)
-    except (InputError, *_UNREADABLE):
+    except (InputError, *DAMAGED):
         pass  # a missing or damaged file is written again
     return EmbeddedBefore(pd.Index([], dtype=object), np.zeros(0, np.str_), np.zeros((0, 0), np.float32))
 
@@ -262,7 +261,7 @@ def _read_shard(path: Path, count: int) -> EmbeddedImages | None:
             check_zip(archive)
         with np.load(path, allow_pickle=False) as file:
             shard = EmbeddedImages(*(file[name] for name in EmbeddedImages._fields))
-    except _UNREADABLE:
+    except DAMAGED:
         return None
     kinds = [(array.dtype.kind, array.ndim) for array in shard]
     fits = kinds == [('U', 1), ('f', 2), ('U', 1)] and all(len(array) == count for array in shard)

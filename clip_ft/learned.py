@@ -18,6 +18,7 @@ import pandas as pd
 from .archives import check_zip
 from .cleaning import as_texts
 from .core import InputError
+from .record import DAMAGED
 from .splits import are_known, learned_hashes, split_products
 
 # %% ../nbs/28_learned.ipynb #28a70007
@@ -59,7 +60,7 @@ def read_learned(
             check_zip(archive)
         with np.load(path, allow_pickle=False) as file:
             learned: Learned | None = Learned(*(file[name] for name in Learned._fields))
-    except (ValueError, KeyError, OSError, EOFError, MemoryError, zipfile.BadZipFile):
+    except DAMAGED:
         learned = None
     if learned is None or any(array.dtype != np.uint64 or array.ndim != 1 for array in learned):
         raise InputError(f'{path} is damaged; copy the model again, or delete this file to do without it.')
