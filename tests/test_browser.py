@@ -391,9 +391,9 @@ def test_a_broken_image_is_reported(site):
     number.select_option(label='Show 24')
 
 
-def test_a_hundred_fast_searches(site):
-    colours = ['red', 'blue', 'green', 'white', 'black', 'pink', 'teal', 'navy', 'grey', 'brown']
-    categories = ['jeans', 'shirt', 'dress', 'watch', 'socks', 'heels', 'cap', 'bag', 'shorts', 'top']
+def test_many_fast_searches(site):
+    colours = ['red', 'blue', 'green', 'white', 'black', 'pink']
+    categories = ['jeans', 'shirt', 'dress', 'watch', 'socks', 'heels']
     queries = [f'{colour} {category}' for colour in colours for category in categories]
     start = time.monotonic()
     for query in queries:
