@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import shutil
 import torch
-import zipfile
 from accelerate import PartialState
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -36,7 +35,7 @@ from .encode import embed_images
 from .fast import InferenceModel
 from .images import ImageError, image_problem, read_image_file
 from .locks import stage_lock
-from .archives import check_zip
+from .archives import open_arrays
 from .inputs import embedding_size
 from .model import load_model, model_device, open_device
 from .record import DAMAGED
@@ -117,9 +116,7 @@ def load_embeddings(
 
 def _read_arrays(path: str | Path) -> dict:
     "Read and validate the contents of an embeddings file."
-    with zipfile.ZipFile(path) as archive:
-        check_zip(archive)
-    with np.load(path, allow_pickle=False) as file:
+    with open_arrays(path) as file:
         missing = {'embeddings', 'image_names', 'products', 'about'} - set(file.files)
         if missing:
             raise InputError(f'{path} is not an embeddings file of this version, because it lacks '
@@ -235,9 +232,7 @@ def embedded_before(
 ) -> EmbeddedBefore:  # without images if there is no such file, or one of another model, type or version
     "Read the embeddings that can be used again."
     try:
-        with zipfile.ZipFile(path) as archive:
-            check_zip(archive)
-        with np.load(path, allow_pickle=False) as file:
+        with open_arrays(path) as file:
             if json.loads(file['about'].tobytes())['weights_hash'] == made_by and 'digests' in file.files:
                 names, digests, vectors = (file[name] for name in ('image_names', 'digests', 'embeddings'))
                 index = pd.Index(names.astype(object))
@@ -257,9 +252,7 @@ def _shard_path(folder: Path, number: int) -> Path: return folder/f'{number:06}.
 def _read_shard(path: Path, count: int) -> EmbeddedImages | None:
     "Read a finished shard of count images; None if it is missing or damaged."
     try:
-        with zipfile.ZipFile(path) as archive:
-            check_zip(archive)
-        with np.load(path, allow_pickle=False) as file:
+        with open_arrays(path) as file:
             shard = EmbeddedImages(*(file[name] for name in EmbeddedImages._fields))
     except DAMAGED:
         return None

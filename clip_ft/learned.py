@@ -6,7 +6,6 @@
 __all__ = ['LEARNED_FILE', 'Learned', 'read_learned', 'validation_split', 'leave_out', 'split_digest']
 
 # %% ../nbs/28_learned.ipynb #28a70004
-import zipfile
 from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .archives import check_zip
+from .archives import open_arrays
 from .cleaning import as_texts
 from .core import InputError
 from .record import DAMAGED
@@ -56,9 +55,7 @@ def read_learned(
     if not str(folder) or not path.is_file():
         return None
     try:
-        with zipfile.ZipFile(path) as archive:
-            check_zip(archive)
-        with np.load(path, allow_pickle=False) as file:
+        with open_arrays(path) as file:
             learned: Learned | None = Learned(*(file[name] for name in Learned._fields))
     except DAMAGED:
         learned = None
