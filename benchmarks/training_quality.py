@@ -150,7 +150,7 @@ def fit(model, processor, products: pd.DataFrame, parts: Parts, config) -> pd.Da
 
 
 def pretrain_config(args: Namespace):
-    from clip_ft.training import TrainConfig
+    from clip_ft.settings import TrainConfig
     epochs = args.pretrain_epochs
     return TrainConfig(epochs=epochs, patience=epochs, batch_size=args.pretrain_batch, lr=args.pretrain_lr)
 
@@ -189,7 +189,7 @@ def prepare(args: Namespace, results: Results):
 
 def changes(args: Namespace) -> dict[str, dict]:
     "Addition -> settings of TrainConfig that it changes."
-    from clip_ft.training import TrainConfig
+    from clip_ft.settings import TrainConfig
     return dict(
         duplicates={}, texts=dict(texts=TrainConfig().texts), hard_negatives=dict(hard_negative_size=8),
         batch=dict(batch_size=args.big_batch, lr=args.lr*math.sqrt(args.big_batch/args.batch_size)),
@@ -207,7 +207,7 @@ def variants(args: Namespace) -> dict[str, tuple | None]:
 
 def config_of(additions: tuple, seed: int, args: Namespace):
     "The TrainConfig of a variant."
-    from clip_ft.training import TrainConfig
+    from clip_ft.settings import TrainConfig
     settings = dict(texts=dict(full_text=1), epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, seed=42+seed)
     for name in additions:
         settings |= changes(args)[name]

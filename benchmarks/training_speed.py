@@ -115,7 +115,8 @@ def measure(args: Namespace) -> dict | None:
     from accelerate import PartialState
 
     from clip_ft.model import load_model
-    from clip_ft.training import TrainConfig, train
+    from clip_ft.settings import TrainConfig
+    from clip_ft.training import train
     is_main = PartialState().is_main_process  # also assigns a device to each process
     paths, products, test_products, image_dir = load_parts(args.root)
     model, processor = load_model(args.model)

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from clip_ft.parameters import freeze_early_layers, parameter_groups
     from clip_ft.losses import contrastive_loss, hard_negative_batches, sigmoid_loss
     from clip_ft.metrics import batch_accuracy, clip_score, retrieval_metrics
-    from clip_ft.training import TrainConfig, train
+    from clip_ft.settings import TrainConfig
+    from clip_ft.training import train
     from clip_ft.evaluation import compare, evaluate
     from clip_ft.embedding import embed_catalogue, load_embeddings, save_embeddings
     from clip_ft.store import LanceStore

@@ -20,8 +20,9 @@ from clip_ft.encode import embed_images, embed_texts
 from clip_ft.fast import InferenceModel
 from clip_ft.model import tiny_model
 from clip_ft.parameters import merged_state_dict
+from clip_ft.settings import TrainConfig
 from clip_ft.sources import get_data
-from clip_ft.training import TrainConfig, Trainer, train
+from clip_ft.training import Trainer, train
 from clip_ft.views import image_rows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')

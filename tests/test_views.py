@@ -18,10 +18,11 @@ from clip_ft.model import load_model, tiny_model
 from clip_ft.results import product_details
 from clip_ft.search import Searcher, search_products
 from clip_ft.search_command import search_main
+from clip_ft.settings import TrainConfig
 from clip_ft.sources import get_data
 from clip_ft.splits import duplicate_groups
 from clip_ft.store import LanceStore
-from clip_ft.training import TrainConfig, Trainer, train
+from clip_ft.training import Trainer, train
 from clip_ft.views import draw_images, image_rows, image_table
 
 COUNT = 30
