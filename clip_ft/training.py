@@ -35,7 +35,7 @@ from .losses import embedding_gradients, gather_rows, hard_negative_batches, mod
 from .metrics import Gallery, batch_hits
 from .model import image_features, model_device, text_features
 from .model_card import write_card
-from .models import Validation, made_now, offer_model, remember_base, remove_old
+from .models import made_now, offer_model, remember_base, remove_old, validation_of
 from .optimizer import ScheduledAdamW, lr_at
 from .record import read_source
 from .parameters import add_lora, freeze_early_layers, merged_state_dict
@@ -46,7 +46,7 @@ from .views import image_owners, image_rows
 class Trainer:
     "One training run: its model, batches, optimizer, history and snapshots."
     def __init__(self,
-        model: torch.nn.Module,  # two-tower model; trained in place, and a plain model again after close
+        model: torch.nn.Module,  # two-tower model, trained in place
         processor: Any,  # its processor
         cache: PixelCache,  # pixels of all images of the products, or of the main ones
         products: pd.DataFrame,  # training products, with those for validation
@@ -77,23 +77,18 @@ class Trainer:
 def _prepare_products(self: Trainer, cache: PixelCache, products: pd.DataFrame) -> None:
     "Set validation products aside; put pixels and texts on the device."
     config, numbered = self.config, products.assign(_row=np.arange(len(products)))
-    fit, self.val, self.learned = validation_split(numbered, config.val_size, self.model.name_or_path)
+    fit, val, self.learned = validation_split(numbered, config.val_size, self.model.name_or_path)
+    self.val_rows = val._row.to_numpy()
     rows = np.flatnonzero(np.isin(image_owners(products, len(cache)), fit._row))
     self.batches = TrainingBatches(self.processor, cache, fit, config.texts, config.batch_size, rows, self.device,
                                    config.augment, config.seed, self.compiled, PartialState().process_index, self.world)
     self.steps_per_epoch = max(1, len(fit)//self.batches.size)
 
-
 @patch
 def _prepare_validation(self: Trainer, test: Gallery | None, image_dir: str | Path) -> None:
     "Prepare the products that the model is measured on after each epoch."
-    def decode(spec: ResizeSpec) -> Any:  # for a model that reads images of another size
-        return PixelCache.build(image_rows(self.products).paths(image_dir), spec, self.paths.pixels).pixels
-
-    pixels, main_images = self.batches.pixels, self.batches.rows.numpy()
-    rows = np.flatnonzero(np.isin(image_owners(self.products, len(pixels)), self.val._row))
-    self.validation = Validation(self.processor, pixels, self.val, rows, main_images, test, self.config.batch_size,
-                                 decode)
+    self.validation = validation_of(self.processor, self.batches.pixels, self.products, self.val_rows, image_dir,
+                                    self.paths, test=test, batch_size=self.config.batch_size)
 
 # %% ../nbs/46_training.ipynb #73286b38
 @patch
