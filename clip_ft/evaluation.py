@@ -111,14 +111,15 @@ def embed_products(
     processor: Any,  # its processor
     products: pd.DataFrame,  # products that are searched
     image_dir: str | Path | PixelCache,  # folder or cache of their images
+    image_embeds: np.ndarray | None = None,  # float32 [M, D] of all images if they are known
 ) -> EmbeddedProducts:
     "Embed all images of the products once. Raises InputError without products."
     if not len(products):
         raise InputError('There are no products to evaluate.')
     products, inference = products.reset_index(drop=True), InferenceModel.of(model)
     images = image_dir if isinstance(image_dir, PixelCache) else image_rows(products).paths(image_dir)
-    image_embeds = embed_images(inference, processor, images)
-    return EmbeddedProducts(products, images, image_owners(products, len(images)), image_embeds, inference, processor)
+    embeds = embed_images(inference, processor, images) if image_embeds is None else image_embeds
+    return EmbeddedProducts(products, images, image_owners(products, len(images)), embeds, inference, processor)
 
 # %% ../nbs/51_evaluation.ipynb #6d1e0a0d
 _SCORES = 2**26  # scores in memory at a time, 256 MB
