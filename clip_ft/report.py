@@ -101,6 +101,17 @@ def _figures(test, before, failures, changes):
 MAX_BYTES = 3_000_000  # size limit of a report; the resolution of its images is reduced until it fits
 
 
+def _render(figures, **values):
+    "The page, with figures of the highest resolution with which it is small enough."
+    css = Markup(static_file('report.css').read_text(encoding='utf-8'))
+    for dpi in (110, 80, 50):
+        images = {name: figure_url(figure, dpi) for name, figure in figures.items()}
+        data = render_template('report.html', css=css, images=images, **values).lstrip().encode()
+        if len(data) < MAX_BYTES:
+            break
+    return data
+
+
 def write_report(
     path: str | Path,  # file to write, such as report.html
     test: Evaluation,  # evaluation of the model on the test products
@@ -118,16 +129,10 @@ def write_report(
     changes = failures[:2] if before is not None else []
     tables, figures = _tables(test, before, train, leaked, changes), _figures(test, before, failures, changes)
     duplicates = (test.per_query['name']['right'] > 1).mean()
-    css = Markup(static_file('report.css').read_text(encoding='utf-8'))
-    for dpi in (110, 80, 50):
-        images = {name: figure_url(figure, dpi) for name, figure in figures.items()}
-        page = render_template(
-            'report.html', title=title, css=css, tables=tables, images=images, gallery=test.gallery,
-            queries=len(test.query_sets['name']), duplicates=f'{duplicates:.0%}', failures=failures, changes=changes,
-            warning=warning, verdict=verdict(before, test), facts=facts or {})
-        data = page.lstrip().encode()
-        if len(data) < MAX_BYTES:
-            break
+    data = _render(
+        figures, title=title, tables=tables, gallery=test.gallery, queries=len(test.query_sets['name']),
+        duplicates=f'{duplicates:.0%}', failures=failures, changes=changes, warning=warning,
+        verdict=verdict(before, test), facts=facts or {})
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
     return len(data)
