@@ -36,6 +36,7 @@ from .model import image_features, model_device, text_features
 from .model_card import write_card
 from .optimizer import ScheduledAdamW, lr_at
 from .parameters import add_lora, freeze_early_layers, merged_state_dict
+from .query_log import LogBatches, QueryLog, training_log
 from .settings import SAME_RESULT, TrainConfig
 from .views import image_owners, image_rows
 
@@ -50,6 +51,7 @@ class Trainer:
         config: TrainConfig,
         paths: Paths,  # where fit writes checkpoints, snapshots and the history
         test: Gallery | None = None,  # products that are measured after each epoch and decide nothing
+        log: QueryLog | None = None,  # pairs of a query and one of the products, from training_log
     ) -> None:
         self.model: Any = model
         self.processor, self.config, self.paths, self.test = processor, config, paths, test
@@ -58,6 +60,7 @@ class Trainer:
         self.fingerprint = run_fingerprint(config, model, cache, products, ignore=SAME_RESULT)
         self.compiled = config.compile and can_compile(self.device)
         self._prepare_products(cache, products)
+        self._prepare_log(log)
         self._prepare_model()
         self.step = 0  # number of the next step
         self.product_embeds: torch.Tensor | None = None  # float16 [N, D], each from its latest step; for hard negatives
@@ -72,11 +75,30 @@ def _prepare_products(self: Trainer, cache: PixelCache, products: pd.DataFrame) 
     "Set validation products aside; put pixels and texts on the device."
     config, numbered = self.config, products.assign(_row=np.arange(len(products)))
     fit, val, self.learned = validation_split(numbered, config.val_size, config.seed, self.model.name_or_path)
+    self.fit_rows = fit._row.to_numpy()  # int64 [N]: rows of the products that are trained on
     rows, val_rows = (np.flatnonzero(np.isin(image_owners(products, len(cache)), part._row)) for part in (fit, val))
     self.batches = TrainingBatches(self.processor, cache, fit, config.texts, config.batch_size, rows, self.device,
                                    config.augment, config.seed, self.compiled, PartialState().process_index, self.world)
     self.steps_per_epoch = max(1, len(fit)//self.batches.size)
     self.val = Gallery(self.processor, self.batches.pixels, val, val_rows) if len(val) else None
+
+# %% ../nbs/46_training.ipynb #46c00002
+@patch
+def _prepare_log(self: Trainer, log: QueryLog | None) -> None:
+    "Make batches of the pairs of a search log. Raises InputError if all of them belong to validation products."
+    self.log: LogBatches | None = None
+    if log is None:
+        del self.fingerprint['query_share']
+        return
+    found = log.of(self.fit_rows)
+    if not len(found):
+        raise InputError('queries: all lines are about validation products; add lines, or set val_size to 0.')
+    self.log = LogBatches(self.batches, self.processor, found, self.config.query_share)
+    self.fingerprint['queries'] = log.digest()
+    self.learned = self.learned.with_queries(found.texts)
+    if self.main:
+        print(f'queries: {len(found):,} pairs are learned, in {self.log.share:.0%} of the steps; '
+              f'{len(log) - len(found):,} pairs of validation products are not')
 
 # %% ../nbs/46_training.ipynb #73286b38
 @patch
@@ -138,7 +160,8 @@ def backward(self: Trainer, batch: dict) -> tuple[torch.Tensor, ...]:  # loss, i
         with torch.no_grad():
             images, texts = zip(*(self.embed(batch, part) for part in parts))
         embeds = torch.cat(images), torch.cat(texts)
-    loss_of = partial(model_loss, self.model, groups=batch['groups'])
+    options = dict(weights=batch['weights'], related=self.log.related) if 'weights' in batch else {}
+    loss_of = partial(model_loss, self.model, groups=batch['groups'], **options)
     loss, *gradients = embedding_gradients(loss_of, *embeds, scaler=self.optimizer.scaler)
     for part in parts:
         part_embeds = embeds if len(parts) == 1 else self.embed(batch, part)
@@ -160,11 +183,12 @@ def compute(self: Trainer, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
 # %% ../nbs/46_training.ipynb #2ab18a12
 @patch
 def train_step(self: Trainer, rows: torch.Tensor) -> torch.Tensor:  # loss, CLIP score, in-batch accuracy, on the device
-    "Take the next step, on the products in these rows."
+    "Take the next step, on the products in these rows or, where it is due, on pairs of the search log."
     self.optimizer.set_step(self.step)
-    batch = self.batches.batch(rows, self.step)
+    logged = self.log is not None and self.log.due(self.step)
+    batch = self.log.batch(self.step) if logged else self.batches.batch(rows, self.step)
     metrics, embeds = self.recorded(batch) if self.recorded else self.compute(batch)
-    if self.product_embeds is not None:
+    if self.product_embeds is not None and not logged:
         self.product_embeds[rows.to(self.device)] = embeds.to(self.product_embeds.dtype)
     self.step += 1
     return metrics
@@ -338,6 +362,7 @@ def train(
     paths: Paths,  # where the pixel cache, the checkpoints and the history are written
     config: TrainConfig | None = None,  # None: the defaults
     fresh: bool = False,  # start from the beginning even if there is an unfinished run
+    queries: pd.DataFrame | None = None,  # search log or judgments: query, image and, optionally, weight or clicks
 ) -> pd.DataFrame:  # one row per epoch: epoch, step, lr, logit_scale, train_, val_ and test_ metrics, kept
     "Fine-tune a model; it ends with the weights of the best epoch. Raises InputError for unusable data or settings."
     config, device = config or TrainConfig(), model_device(model)
@@ -345,9 +370,14 @@ def train(
         found = f'not {len(train_products)} and {len(test_products)}'
         raise InputError(f'Training needs at least 4 products to train on and 2 to test on, {found}.')
     spec, train_products = ResizeSpec.from_processor(processor), train_products.reset_index(drop=True)
+    log = None
+    if queries is not None:
+        log, sentence = training_log(queries, train_products, test_products)
+        if PartialState(cpu=device.type == 'cpu').is_main_process:
+            print(printable(sentence))
     with stage_lock('train', paths.checkpoints):
         with PartialState(cpu=device.type == 'cpu').main_process_first():
             images = (image_rows(part).paths(image_dir) for part in (train_products, test_products))
             cache, test_cache = (PixelCache.build(part, spec, paths.pixels) for part in images)
         test = Gallery(processor, to_device(test_cache.pixels, device), test_products)
-        return Trainer(model, processor, cache, train_products, config, paths, test).fit(fresh)
+        return Trainer(model, processor, cache, train_products, config, paths, test, log).fit(fresh)
