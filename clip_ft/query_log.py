@@ -200,7 +200,7 @@ class LogBatches:
         step: int,  # step number
     ) -> bool:
         "Whether a step takes its pairs from the log."
-        return math.floor((step + 1)*self.share) > math.floor(step*self.share)
+        return math.floor((step + 1)*self.share + .5) > math.floor(step*self.share + .5)
 
     def batch(self,
         step: int,  # step number; with the seed, it determines pairs and augmentation
@@ -222,4 +222,5 @@ def training_log(
     found = log.of(np.arange(len(train_products)))
     if not len(found):
         raise InputError('queries: all lines are about test products, which must not be learned.')
-    return found, sentence
+    left_out = len(log) - len(found)
+    return found, f'{sentence}; {left_out:,} pairs of test products are left out' if left_out else sentence
