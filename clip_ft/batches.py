@@ -44,7 +44,7 @@ class TrainingBatches:
         self.groups = torch.from_numpy(duplicate_groups(products))
         self.augment = Augment(cache.size) if augment else None
         self.normalize = Normalize(processor).to(self.device)
-        self.multiple = 16 if self.device.type == 'cuda' else 1  # few widths, few recompilations
+        self.multiple = 16 if self.device.type == 'cuda' else 1  # few recompilations
         with ThreadPoolExecutor(1) as background:  # tokenizes while the pixels are copied
             texts = background.submit(TextSampler, processor, products, text_weights, self.device, self.multiple)
             self.transform = torch.compile(self._transform) if compile else self._transform

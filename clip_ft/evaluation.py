@@ -132,11 +132,12 @@ class Evaluation:
 def _search(evaluation, name, query_embeds, gallery_embeds, owners, ks, n_resamples):
     "Search one query set, store its queries and first results in the evaluation, and return its rows of retrieval."
     queries = evaluation.query_sets[name]
-    ranking = rank_relevant(query_embeds, gallery_embeds, queries.relevant, top_k=10, owners=owners)
+    ranking = rank_relevant(query_embeds, gallery_embeds, queries.relevant, queries.gains, 10, owners=owners)
     metrics = query_metrics(ranking, ks)
     asked = pd.DataFrame({'query': queries.texts, 'row': queries.rows, 'right': ranking.counts})
     evaluation.per_query[name], evaluation.top_results[name] = asked.join(metrics), ranking.top
-    values, best = (pd.Series(mean_metrics(table)) for table in (metrics, ideal_metrics(queries.relevant, ks)))
+    ideal = ideal_metrics(queries.relevant, ks, queries.gains)
+    values, best = (pd.Series(mean_metrics(table)) for table in (metrics, ideal))
     table = interval(bootstrap(metrics, queries.groups, n_resamples), values, queries.groups).loc[values.index]
     table = table.assign(queries=name, value=values, best=best, n=len(queries)).rename_axis('metric').reset_index()
     return table[_RETRIEVAL]

@@ -97,6 +97,7 @@ def _prepare_log(self: Trainer, log: QueryLog | None) -> None:
     self.fingerprint['queries'] = log.digest()
     self.learned = self.learned.with_queries(found.texts)
     if self.main:
+        print(printable(log.summary))
         print(f'queries: {len(found):,} pairs are learned, in {self.log.share:.0%} of the steps; '
               f'{len(log) - len(found):,} pairs of validation products are not')
 
@@ -160,8 +161,9 @@ def backward(self: Trainer, batch: dict) -> tuple[torch.Tensor, ...]:  # loss, i
         with torch.no_grad():
             images, texts = zip(*(self.embed(batch, part) for part in parts))
         embeds = torch.cat(images), torch.cat(texts)
-    options = dict(weights=batch['weights'], related=self.log.related) if 'weights' in batch else {}
-    loss_of = partial(model_loss, self.model, groups=batch['groups'], **options)
+    related = self.log.related if self.log is not None and 'weights' in batch else None
+    options = dict(groups=batch['groups'], weights=batch.get('weights'), related=related)
+    loss_of = partial(model_loss, self.model, **options)
     loss, *gradients = embedding_gradients(loss_of, *embeds, scaler=self.optimizer.scaler)
     for part in parts:
         part_embeds = embeds if len(parts) == 1 else self.embed(batch, part)
@@ -185,10 +187,10 @@ def compute(self: Trainer, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
 def train_step(self: Trainer, rows: torch.Tensor) -> torch.Tensor:  # loss, CLIP score, in-batch accuracy, on the device
     "Take the next step, on the products in these rows or, where it is due, on pairs of the search log."
     self.optimizer.set_step(self.step)
-    logged = self.log is not None and self.log.due(self.step)
-    batch = self.log.batch(self.step) if logged else self.batches.batch(rows, self.step)
+    log = self.log if self.log is not None and self.log.due(self.step) else None
+    batch = self.batches.batch(rows, self.step) if log is None else log.batch(self.step)
     metrics, embeds = self.recorded(batch) if self.recorded else self.compute(batch)
-    if self.product_embeds is not None and not logged:
+    if self.product_embeds is not None and log is None:
         self.product_embeds[rows.to(self.device)] = embeds.to(self.product_embeds.dtype)
     self.step += 1
     return metrics
@@ -353,6 +355,12 @@ def fit(self: Trainer, fresh: bool = False) -> pd.DataFrame:  # history, one row
     return self.history.table()
 
 # %% ../nbs/46_training.ipynb #4204a1f8
+def _check_sizes(train_products: pd.DataFrame, test_products: pd.DataFrame) -> None:
+    if len(train_products) < 4 or len(test_products) < 2:
+        found = f'not {len(train_products)} and {len(test_products)}'
+        raise InputError(f'Training needs at least 4 products to train on and 2 to test on, {found}.')
+
+
 def train(
     model: torch.nn.Module,  # two-tower model, from load_model or tiny_model; changed in place
     processor: Any,  # its processor
@@ -362,19 +370,13 @@ def train(
     paths: Paths,  # where the pixel cache, the checkpoints and the history are written
     config: TrainConfig | None = None,  # None: the defaults
     fresh: bool = False,  # start from the beginning even if there is an unfinished run
-    queries: pd.DataFrame | None = None,  # search log or judgments: query, image and, optionally, weight or clicks
+    queries: pd.DataFrame | None = None,  # search log: query, image and, optionally, weight or clicks
 ) -> pd.DataFrame:  # one row per epoch: epoch, step, lr, logit_scale, train_, val_ and test_ metrics, kept
     "Fine-tune a model; it ends with the weights of the best epoch. Raises InputError for unusable data or settings."
     config, device = config or TrainConfig(), model_device(model)
-    if len(train_products) < 4 or len(test_products) < 2:
-        found = f'not {len(train_products)} and {len(test_products)}'
-        raise InputError(f'Training needs at least 4 products to train on and 2 to test on, {found}.')
+    _check_sizes(train_products, test_products)
     spec, train_products = ResizeSpec.from_processor(processor), train_products.reset_index(drop=True)
-    log = None
-    if queries is not None:
-        log, sentence = training_log(queries, train_products, test_products)
-        if PartialState(cpu=device.type == 'cpu').is_main_process:
-            print(printable(sentence))
+    log = None if queries is None else training_log(queries, train_products, test_products)
     with stage_lock('train', paths.checkpoints):
         with PartialState(cpu=device.type == 'cpu').main_process_first():
             images = (image_rows(part).paths(image_dir) for part in (train_products, test_products))
