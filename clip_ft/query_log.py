@@ -151,13 +151,14 @@ def match_log(
 
 def _summary(lines: pd.DataFrame, log: QueryLog, unknown: np.ndarray) -> str:
     "The numbers of a log, and the first line with an unknown image."
-    sentence = (f'queries: {len(lines):,} lines, {len(log.texts):,} queries, '
-                f'{len(np.unique(log.product)):,} products')
+    counts = {'line': len(lines), 'query': len(log.texts), 'product': len(np.unique(log.product))}
+    plural = dict(line='lines', query='queries', product='products')
+    parts = ', '.join(f'{count:,} {name if count == 1 else plural[name]}' for name, count in counts.items())
     if not unknown.any():
-        return sentence
+        return f'queries: {parts}'
     first, count = unknown.argmax(), unknown.sum()
     named = '1 line names an unknown image' if count == 1 else f'{count:,} lines name unknown images'
-    return f'{sentence}; {named} (first: row {lines.index[first]}, {lines["image"].iloc[first]!r})'
+    return f'queries: {parts}; {named} (first: row {lines.index[first]}, {lines["image"].iloc[first]!r})'
 
 # %% ../nbs/25_query_log.ipynb #25a00015
 class PairWeights:
