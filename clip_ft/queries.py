@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from dataclasses import dataclass
 from pathlib import Path
-from .cleaning import is_placeholder, normalize_text
+from .cleaning import is_placeholder
 from .core import InputError
 from .data import duplicate_groups
 from .metrics import relevant_rows
-from .query_log import read_log, sum_lines
+from .query_log import query_numbers, read_log, sum_lines
 from .texts import ATTRIBUTES, attribute_phrases
 from .views import image_rows
 
@@ -108,7 +108,7 @@ def read_queries(
     lines = read_log(path)
     row_of = dict(zip(*image_rows(products))) | {image: row for row, image in enumerate(products['image'])}
     _check_images(path, lines, row_of, len(products))
-    numbers = pd.factorize(normalize_text(lines['query']))[0]
+    numbers = query_numbers(lines['query'])
     pairs = sum_lines(lines.assign(number=numbers, product=lines['image'].map(row_of).to_numpy()))
     answers = _with_duplicates(pairs, duplicate_groups(products))
     asked, first = np.unique(answers['number'], return_index=True)
