@@ -60,6 +60,12 @@ class Learned(NamedTuple):
         "Whether queries were in a search log that the model was trained on, ignoring case and white space."
         return np.isin(query_hashes(queries), self.queries)
 
+    def train(self,
+        products: pd.DataFrame,  # N products
+    ) -> np.ndarray:  # bool [N]
+        "Whether products share their name, description or pixels with a training product."
+        return are_known(products, self.trained)
+
     def save(self,
         folder: str | Path,  # folder of a model
     ) -> None:
@@ -89,8 +95,8 @@ def read_learned(
 def validation_split(
     products: pd.DataFrame,  # training products
     val_size: float,  # share of them that is used for validation; 0: none
-    seed: int,  # seed of the split
     base: str | Path = '',  # folder of the model that training starts from
+    seed: int = 42,  # seed of the split; one seed for all runs, so that their models can be compared
 ) -> tuple[pd.DataFrame, pd.DataFrame, Learned]:  # products to train on, products to validate on, all that is learned
     "Set validation products aside."
     fit, val = products, products[:0]

@@ -169,7 +169,7 @@ def save_model(
 ) -> None:
     "Write a model and its processor to a folder, which is never partly written."
     with replaced_folder(folder) as new, quiet():
-        model.save_pretrained(new, state_dict=weights)
+        model.save_pretrained(new, state_dict=weights and dict(weights))  # it empties the dict
         processor.save_pretrained(new)
         if notes:
             (new/NOTES_FILE).write_text(json.dumps(notes, indent=1))

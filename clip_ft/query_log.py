@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOG_COLUMNS', 'MAX_WEIGHT', 'change_texts', 'log_lines', 'read_log', 'QueryLog', 'query_numbers', 'sum_lines',
-           'match_log', 'PairWeights', 'LogBatches', 'training_log']
+           'match_log', 'PairWeights', 'LogBatches', 'training_log', 'open_log']
 
 # %% ../nbs/25_query_log.ipynb #25a00004
 import math
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from .batches import TrainingBatches
 from .cleaning import as_texts, normalize_text
-from .core import InputError
+from .core import InputError, printable
 from .tables import read_table
 from .texts import Tokens
 from .views import image_rows
@@ -210,6 +210,7 @@ class LogBatches:
         share: float,  # maximum share of the steps
     ) -> None:
         self.batches, self.share = batches, min(share, len(log)/len(batches))
+        self.texts = log.texts
         self.tokens = Tokens(processor, log.texts, device=batches.device, multiple=batches.multiple)
         self.product, self.query, self.weight = map(torch.from_numpy, (log.product, log.query, log.weight))
         groups = batches.groups[self.product].numpy()
@@ -233,13 +234,15 @@ class LogBatches:
         batch = self.batches.assemble(self.product[pairs], self.tokens, self.query[pairs], generator)
         return batch | dict(weights=self.weight[pairs].to(self.batches.device, non_blocking=True))
 
-
+# %% ../nbs/25_query_log.ipynb #25a00028
 def training_log(
-    table: pd.DataFrame,  # as for log_lines
+    table: pd.DataFrame | None,  # as for log_lines; None: no log
     train_products: pd.DataFrame,  # N training products
     test_products: pd.DataFrame,  # their lines are known, but not used
-) -> QueryLog:
+) -> QueryLog | None:
     "The pairs of the training products. Raises InputError if there are none."
+    if table is None:
+        return None
     log = match_log(table, pd.concat([train_products, test_products], ignore_index=True))
     found = log.of(np.arange(len(train_products)))
     if not len(found):
@@ -247,3 +250,25 @@ def training_log(
     left_out = len(log) - len(found)
     note = f'; {left_out:,} pairs of test products are left out' if left_out else ''
     return replace(found, summary=found.summary + note)
+
+
+def open_log(
+    log: QueryLog | None,  # from training_log
+    rows: np.ndarray,  # int64 [N]: rows of the products that are trained on, in ascending order
+    batches: TrainingBatches,  # of these products
+    processor: Any,  # processor of the model
+    share: float,  # maximum share of the steps
+    verbose: bool,  # print what is learned
+) -> LogBatches | None:
+    "Batches of the pairs of the products that are trained on. Raises InputError if there are none."
+    if log is None:
+        return None
+    found = log.of(rows)
+    if not len(found):
+        raise InputError('queries: all lines are about validation products; add lines, or set val_size to 0.')
+    opened = LogBatches(batches, processor, found, share)
+    if verbose:
+        print(printable(log.summary))
+        print(f'queries: {len(found):,} pairs are learned, in {opened.share:.0%} of the steps; '
+              f'{len(log) - len(found):,} pairs of validation products are not')
+    return opened

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from .cleaning import print_lines
 from .core import InputError, Paths, atomic_write, command_parser, console_script, printable, writable_file
 from .data import catalogue_folder, image_folder, load_split
-from .checkpoints import read_checkpoint
+from .checkpoints import Snapshots, read_checkpoint, weights_hash
 from .encode import embed_images
 from .errors import confused_pairs, confusion, leaks, rank_changes, slices
 from .evaluation import Evaluation, compare, evaluate, overview
@@ -32,6 +32,7 @@ from .learned import Learned, leave_out, read_learned, split_digest
 from .locks import stage_lock
 from .model import load_model, read_notes
 from .model_card import CARD_FILE, save_evaluation, write_card
+from .models import base_model
 from .plots import before_after, contact_sheet, plot_confusion, plot_hit_rate, plot_ranks
 from .queries import QuerySet, read_queries
 from .rendering import data_url, render_template, static_file
@@ -161,23 +162,29 @@ def _parser() -> ArgumentParser:
 
 def _open_models(args: Namespace, paths: Paths, train_products: pd.DataFrame) -> dict[str, tuple[Any, Any]]:
     "Load the models to evaluate, with their processors: 'after' and, if known, 'before'."
-    base = args.base
-    if base is None and args.model is None:
-        base = _best_checkpoint(paths).get('base')
+    if args.model is None:
+        _check_checkpoint(paths)
+    notes = read_notes(args.model or paths.best_model)
+    base = base_model(paths, notes) if args.base is None else args.base
     models: dict[str, tuple[Any, Any]] = {}
-    if base not in (None, '', 'none'):
+    if base not in ('', 'none'):
         models['before'] = open_model(base, train_products['full_text'], args.device)
+        if args.base is None and notes.get('base_hash') not in (None, '', weights_hash(models['before'][0])):
+            raise InputError(f'{base} has changed since training, or belongs to another model; name the model that '
+                             'training started from with --base, or give --base none.')
     models['after'] = load_model(args.model or paths.best_model, args.device, verbose=False)
     return models
 
 
-def _best_checkpoint(paths: Paths) -> dict[str, Any]:
-    "Read best_model.pt. Raises InputError if it is not of the same epoch as best_model/."
+def _check_checkpoint(paths: Paths) -> None:
+    "Raise InputError if best_model.pt is missing, or not of the same epoch as best_model/."
+    if not paths.best_checkpoint.exists() and Snapshots(paths.last).files():
+        raise InputError(f'The run in {paths.last} is unfinished: run clip_ft_train again to resume it, or with '
+                         '--finish to end it with its best epoch so far.')
     checkpoint = read_checkpoint(paths.best_checkpoint)
     if any(checkpoint.get(name) != value for name, value in read_notes(paths.best_model).items()):
         raise InputError(f'{paths.best_checkpoint} and {paths.best_model} are not of the same epoch, because training '
                          'was interrupted; run clip_ft_train again, or name a model with --model.')
-    return checkpoint
 
 
 def _leave_out(args: Namespace, paths: Paths, test_products: pd.DataFrame) -> tuple[pd.DataFrame, str]:

@@ -15,11 +15,12 @@ from dataclasses import fields
 from datetime import timedelta
 from fastcore.docments import docments
 from typing import Any
+from .cleaning import print_lines
 from .core import Paths, command_parser, console_script, printable
 from .data import catalogue_folder, image_folder, load_split, preprocess
 from .history import main_columns
-from .metrics import METRICS
 from .model import load_model, open_device, tiny_model
+from .models import kept_models
 from .parameters import check_trainable
 from .query_log import read_log
 from .sources import get_data
@@ -99,30 +100,33 @@ def _parser() -> ArgumentParser:
     parser.add_argument('--queries', metavar='FILE', help='search log or judgments to learn from: a CSV file with the '
                         'columns query, image and, optionally, weight or clicks')
     parser.add_argument('--fresh', action='store_true', help='do not resume an unfinished run')
-    parser.add_argument('--demo', action='store_true', help='use settings for --model tiny and the demo catalogue')
+    parser.add_argument('--finish', action='store_true', help='end an unfinished run with its best epoch so far')
+    parser.add_argument('--list', action='store_true', help='only list the best model and the kept ones')
+    parser.add_argument('--demo', action='store_true', help='use the settings of --model tiny, for another model')
     _add_settings(parser)
     return parser
 
 
 def _config(args: Namespace) -> TrainConfig:
-    "The settings given as options, the others from the defaults or from the demo."
+    "The settings given as options, the others from the defaults or, for the tiny model, from the demo."
     given = {field.name: getattr(args, field.name) for field in fields(TrainConfig) if hasattr(args, field.name)}
     if 'texts' in given:
         given['texts'] = dict(given['texts'])
-    return demo_config(**given) if args.demo else TrainConfig(**given)
+    return demo_config(**given) if args.demo or args.model == 'tiny' else TrainConfig(**given)
 
 # %% ../nbs/47_train_command.ipynb #d61097d5
-def _report(history: pd.DataFrame, paths: Paths, config: TrainConfig) -> None:
-    "Print the result of a run."
+def _list(paths: Paths) -> None:
+    "Print the models of the project."
+    models = kept_models(paths)
+    print_lines(models.to_string(index=False) if len(models) else f'There is no model below {paths.checkpoints}.')
+
+
+def _report(history: pd.DataFrame, paths: Paths) -> None:
+    "Print the history and the models."
     shown = main_columns(history)
     shown.columns = [name.replace('batch_accuracy', 'acc').replace('clip_score', 'score') for name in shown]
-    print(shown.to_string(index=False, float_format='{:.4f}'.format, na_rep=''))
-    best = history[history.kept].iloc[0]
-    kept = f'Kept: epoch {best.epoch:.0f}, in {paths.best_checkpoint} and {paths.best_model}'
-    print(f'\n{printable(kept)}')
-    column = f'val_{config.monitor}' if config.val_size else f'test_{config.monitor}'
-    if METRICS[config.monitor]*(best[column]-history[column][0]) < 0:
-        print(f'{column} never became better than before training: try a lower learning rate.')
+    print(f'\n{shown.to_string(index=False, float_format="{:.4f}".format, na_rep="")}\n')
+    _list(paths)
 
 
 @console_script
@@ -130,6 +134,8 @@ def train_main(argv: list[str] | None = None) -> None:
     "clip_ft_train: fine-tune on the split that clip_ft_preprocess made."
     args = _parser().parse_args(argv)
     paths, config = Paths(args.root), _config(args)
+    if args.list:
+        return _list(paths)
     train_products, test_products = load_split(paths)
     queries = None if args.queries is None else read_log(args.queries)
     cpu = open_device(args.device).type == 'cpu'
@@ -141,7 +147,7 @@ def train_main(argv: list[str] | None = None) -> None:
         print(printable(age))
     image_dir = image_folder(catalogue_folder(paths), train_products)
     history = train(model, processor, train_products, test_products, image_dir, paths, config, args.fresh,
-                    queries)
+                    args.finish, queries)
     if process.is_main_process:
-        _report(history, paths, config)
+        _report(history, paths)
     process.destroy_process_group()

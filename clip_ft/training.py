@@ -22,21 +22,24 @@ from threading import Event
 from typing import Any
 from tqdm.auto import tqdm
 from .batches import TrainingBatches
-from .checkpoints import Snapshots, catch_interrupt, load_checkpoint, on_cpu, run_fingerprint, save_best
+from .checkpoints import Snapshots, catch_interrupt, load_checkpoint, on_cpu, run_fingerprint
+from .checkpoints import save_checkpoint, weights_hash
 from .core import InputError, Paths, printable
 from .dataset import PixelCache, ResizeSpec, to_device
 from .encode import embed_images, embed_texts
 from .fast import CompiledLayers, InferenceModel, RecordedStep, autocast_dtype, can_compile, can_record
-from .history import History, memory_gb
+from .history import History, memory_gb, near_chance, open_tracker
 from .learned import split_digest, validation_split
 from .locks import stage_lock
 from .losses import embedding_gradients, gather_rows, hard_negative_batches, model_loss
-from .metrics import Gallery, batch_hits, measure
+from .metrics import Gallery, batch_hits
 from .model import image_features, model_device, text_features
 from .model_card import write_card
+from .models import Validation, made_now, offer_model, remember_base, remove_old
 from .optimizer import ScheduledAdamW, lr_at
+from .record import read_source
 from .parameters import add_lora, freeze_early_layers, merged_state_dict
-from .query_log import LogBatches, QueryLog, training_log
+from .query_log import QueryLog, open_log, training_log
 from .settings import SAME_RESULT, TrainConfig
 from .views import image_owners, image_rows
 
@@ -51,16 +54,18 @@ class Trainer:
         config: TrainConfig,
         paths: Paths,  # where fit writes checkpoints, snapshots and the history
         test: Gallery | None = None,  # products that are measured after each epoch and decide nothing
+        image_dir: str | Path = '',  # folder of the images, for a best model that reads images of another size
         log: QueryLog | None = None,  # pairs of a query and one of the products, from training_log
     ) -> None:
         self.model: Any = model
-        self.processor, self.config, self.paths, self.test = processor, config, paths, test
-        self.split, self.device = split_digest(products), model_device(model)
+        self.processor, self.config, self.paths, self.products = processor, config, paths, products
+        self.device, self.base = model_device(model), dict[str, str]()  # base: notes on the model before training
+        self.start = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
         self.world, self.main = PartialState().num_processes, PartialState().is_main_process
         self.fingerprint = run_fingerprint(config, model, cache, products, ignore=SAME_RESULT)
         self.compiled = config.compile and can_compile(self.device)
-        self._prepare_products(cache, products)
-        self._prepare_log(log)
+        self._prepare_products(cache, products, log)
+        self._prepare_validation(test, image_dir)
         self._prepare_model()
         self.step = 0  # number of the next step
         self.product_embeds: torch.Tensor | None = None  # float16 [N, D], each from its latest step; for hard negatives
@@ -71,35 +76,29 @@ class Trainer:
 
 # %% ../nbs/46_training.ipynb #a1213d3a
 @patch
-def _prepare_products(self: Trainer, cache: PixelCache, products: pd.DataFrame) -> None:
+def _prepare_products(self: Trainer, cache: PixelCache, products: pd.DataFrame, log: QueryLog | None) -> None:
     "Set validation products aside; put pixels and texts on the device."
     config, numbered = self.config, products.assign(_row=np.arange(len(products)))
-    fit, val, self.learned = validation_split(numbered, config.val_size, config.seed, self.model.name_or_path)
-    self.fit_rows = fit._row.to_numpy()  # int64 [N]: rows of the products that are trained on
-    rows, val_rows = (np.flatnonzero(np.isin(image_owners(products, len(cache)), part._row)) for part in (fit, val))
+    fit, self.val, self.learned = validation_split(numbered, config.val_size, self.model.name_or_path)
+    rows = np.flatnonzero(np.isin(image_owners(products, len(cache)), fit._row))
     self.batches = TrainingBatches(self.processor, cache, fit, config.texts, config.batch_size, rows, self.device,
                                    config.augment, config.seed, self.compiled, PartialState().process_index, self.world)
     self.steps_per_epoch = max(1, len(fit)//self.batches.size)
-    self.val = Gallery(self.processor, self.batches.pixels, val, val_rows) if len(val) else None
+    self.log = open_log(log, fit._row.to_numpy(), self.batches, self.processor, config.query_share, self.main)
+    if log is not None and self.log is not None:
+        self.fingerprint['queries'], self.learned = log.digest(), self.learned.with_queries(self.log.texts)
 
-# %% ../nbs/46_training.ipynb #46c00002
+
 @patch
-def _prepare_log(self: Trainer, log: QueryLog | None) -> None:
-    "Make batches of the pairs of a search log. Raises InputError if all of them belong to validation products."
-    self.log: LogBatches | None = None
-    if log is None:
-        del self.fingerprint['query_share']
-        return
-    found = log.of(self.fit_rows)
-    if not len(found):
-        raise InputError('queries: all lines are about validation products; add lines, or set val_size to 0.')
-    self.log = LogBatches(self.batches, self.processor, found, self.config.query_share)
-    self.fingerprint['queries'] = log.digest()
-    self.learned = self.learned.with_queries(found.texts)
-    if self.main:
-        print(printable(log.summary))
-        print(f'queries: {len(found):,} pairs are learned, in {self.log.share:.0%} of the steps; '
-              f'{len(log) - len(found):,} pairs of validation products are not')
+def _prepare_validation(self: Trainer, test: Gallery | None, image_dir: str | Path) -> None:
+    "Prepare the products that the model is measured on after each epoch."
+    def decode(spec: ResizeSpec) -> Any:  # for a model that reads images of another size
+        return PixelCache.build(image_rows(self.products).paths(image_dir), spec, self.paths.pixels).pixels
+
+    pixels, main_images = self.batches.pixels, self.batches.rows.numpy()
+    rows = np.flatnonzero(np.isin(image_owners(self.products, len(pixels)), self.val._row))
+    self.validation = Validation(self.processor, pixels, self.val, rows, main_images, test, self.config.batch_size,
+                                 decode)
 
 # %% ../nbs/46_training.ipynb #73286b38
 @patch
@@ -217,22 +216,16 @@ def restore(self: Trainer, state: dict) -> None:
 # %% ../nbs/46_training.ipynb #b4eee914
 @patch
 def measure_epoch(self: Trainer, epoch: int, train_metrics: dict) -> None:
-    "Add a record to the history (epoch 0: before training); keep the model if it is the best so far."
+    "Add a record to the history (epoch 0: before training); keep the weights if they are the best so far."
     config, scale = self.config, self.model.logit_scale.exp().item()
     lr = lr_at(self.step-1, self.optimizer.steps, config.lr, config.warmup) if epoch else 0.
     record = dict(epoch=epoch, step=self.step, lr=lr, logit_scale=scale)
     record |= {f'train_{name}': train_metrics.get(name, math.nan) for name in ('loss', 'clip_score', 'batch_accuracy')}
     with self.optimizer.averaged(), torch.compiler.set_stance('force_eager'):   # too few images to compile for
-        model = InferenceModel.of(self.model)
-        for part, gallery in dict(val=self.val, test=self.test).items():
-            if gallery:
-                metrics = measure(model, self.processor, gallery, config.batch_size)
-                record |= {f'{part}_{name}': value for name, value in metrics.items()}
-        if self.history.improves(record):
+        record |= self.validation.measure(self.model)
+        if epoch and self.history.improves(record):  # the weights of epoch 0 are in memory
             weights = on_cpu(merged_state_dict(self.model))
-            counts = [len(self.batches), *(len(part.groups) if part else 0 for part in (self.val, self.test))]
-            notes = dict(record, config=asdict(config), base=self.model.name_or_path, split=self.split, products=counts)
-            self.snapshots.submit(save_best, self.paths, self.model, self.processor, weights, notes, self.learned)
+            self.snapshots.submit(partial(save_checkpoint, epoch=epoch), self.snapshots.best_path, weights)
     self.history.add(record)
 
 # %% ../nbs/46_training.ipynb #4e235559
@@ -259,6 +252,8 @@ def resume(self: Trainer, fresh: bool) -> None:
         self.restore(state)
         if self.main:
             print(f'Resuming the run in {printable(self.paths.last)} after step {self.step} of {self.optimizer.steps}.')
+    elif self.main:
+        self.snapshots.best_path.unlink(missing_ok=True)  # of a run that was killed before its first snapshot
 
 # %% ../nbs/46_training.ipynb #6de9c001
 @patch
@@ -267,7 +262,8 @@ def stop_if_interrupted(self: Trainer) -> None:
     if self.interrupted.is_set():
         self.save_snapshot(always=True)
         self.snapshots.wait()
-        print(f'Interrupted after step {self.step:,}. The same call resumes the run here.', flush=True)
+        print(f'Interrupted after step {self.step:,}. The same call resumes the run here; with finish=True (--finish), '
+              'it ends with the best epoch so far.', flush=True)
         raise KeyboardInterrupt
 
 # %% ../nbs/46_training.ipynb #d343f710
@@ -310,14 +306,45 @@ def close(self: Trainer) -> None:
     for parameter, flag in self.requires_grad:
         parameter.requires_grad_(flag)
     self.model.eval()
+    if self.history.tracker:
+        self.history.tracker.finish()
+
+# %% ../nbs/46_training.ipynb #46b00002
+@patch
+def load_best(self: Trainer) -> None:
+    "Load the weights of the best epoch; those from before training if no epoch was better."
+    if self.snapshots.best_path.exists():
+        load_checkpoint(self.snapshots.best_path, self.model)
+    elif self.history.best is None or self.history.best['epoch'] == 0:
+        self.model.load_state_dict(self.start)
+
+
+@patch
+def keep_best(self: Trainer) -> None:
+    "Offer the model as the best one of the project, and print what became of it."
+    config, best, validation = self.config, self.history.best or {}, self.validation
+    score = best.get(f'val_{config.monitor}')
+    counts = [len(self.batches), len(validation.products), len(validation.test.groups) if validation.test else 0]
+    source = str((read_source(self.paths) or {}).get('source', ''))
+    notes = dict(best, **self.base, **made_now(), data=source, config=asdict(config), split=split_digest(self.products),
+                 products=counts, monitor=config.monitor, score=score, weights_hash=weights_hash(self.model))
+    compare = partial(validation.compare, self.model, config.monitor)
+    outcome = offer_model(self.paths, self.model, self.processor, notes, self.learned, compare, config.keep)
+    print(f'{self.history.outcome(config.epochs)}\n{printable(outcome)}')
+    if score is not None and near_chance(best['val_mrr'], validation.searched):
+        print(f'Warning: the answers are hardly better than random ones (val_mrr {best["val_mrr"]:.4f} among '
+              f'{validation.searched:,} products). Check that the texts describe the images; a model with random '
+              'weights needs a higher learning rate and more epochs.')
+    write_card(self.paths.best_model, self.processor)
+    remove_old(self.paths, config.keep)
 
 # %% ../nbs/46_training.ipynb #bda39f88
 @patch
-def run_epochs(self: Trainer) -> None:
+def run_epochs(self: Trainer, epochs: int) -> None:
     "Train and measure, until the last epoch or until validation stops improving."
     if self.main and not self.history.records:
         self.measure_epoch(0, {})
-    for epoch in range(self.step//self.steps_per_epoch+1, self.config.epochs+1):
+    for epoch in range(self.step//self.steps_per_epoch+1, epochs+1):
         stop = torch.tensor(self.main and self.history.exhausted(), device=self.device).float()
         if self.world > 1:
             dist.broadcast(stop, 0)
@@ -327,18 +354,24 @@ def run_epochs(self: Trainer) -> None:
         if self.main:
             self.measure_epoch(epoch, train_metrics)
         self.stop_if_interrupted()
-        if epoch < self.config.epochs:
+        if epoch < epochs:
             self.save_snapshot()
 
 # %% ../nbs/46_training.ipynb #50b5b2ac
 @patch
-def fit(self: Trainer, fresh: bool = False) -> pd.DataFrame:  # history, one row per epoch
+def fit(self: Trainer, fresh: bool = False, finish: bool = False) -> pd.DataFrame:  # history, one row per epoch
     "Resume the run, or start it if fresh or without a snapshot; the model ends with the weights of the best epoch."
     caught = catch_interrupt(self.interrupted) if self.world == 1 else nullcontext()  # launchers stop their processes
     try:
         self.resume(fresh)
+        if finish and not self.step:
+            raise InputError(f'There is no unfinished run in {self.paths.last}.')
+        if self.main:
+            self.base = remember_base(self.paths, self.model, self.processor, self.start, self.fingerprint['weights'])
+            tracker = open_tracker(self.config.log, self.paths.checkpoints/'logs', asdict(self.config))
+            self.history.tracker = tracker
         with torch.random.fork_rng([self.device] if self.device.type == 'cuda' else []), caught:
-            self.run_epochs()
+            self.run_epochs(self.step//self.steps_per_epoch if finish else self.config.epochs)
         self.snapshots.wait()
         PartialState().wait_for_everyone()  # not after an error: the other processes would never reach this line
     finally:
@@ -346,11 +379,10 @@ def fit(self: Trainer, fresh: bool = False) -> pd.DataFrame:  # history, one row
             self.snapshots.wait()
         finally:
             self.close()
-        if (self.history.best or not self.main) and self.paths.best_checkpoint.exists():
-            load_checkpoint(self.paths.best_checkpoint, self.model)
+        self.load_best()
     if self.main:
         self.history.plot()
-        write_card(self.paths.best_model, self.processor)
+        self.keep_best()
         self.snapshots.clear()
     return self.history.table()
 
@@ -364,22 +396,23 @@ def _check_sizes(train_products: pd.DataFrame, test_products: pd.DataFrame) -> N
 def train(
     model: torch.nn.Module,  # two-tower model, from load_model or tiny_model; changed in place
     processor: Any,  # its processor
-    train_products: pd.DataFrame,  # from split_products: image, full_text, and the columns that duplicates are found by
-    test_products: pd.DataFrame,  # likewise; measured after each epoch, never used to choose one
+    train_products: pd.DataFrame,  # from split_products: image, full_text, and columns to find duplicates by
+    test_products: pd.DataFrame,  # likewise; measured, but not used to choose an epoch
     image_dir: str | Path,  # folder of the images
     paths: Paths,  # where the pixel cache, the checkpoints and the history are written
     config: TrainConfig | None = None,  # None: the defaults
-    fresh: bool = False,  # start from the beginning even if there is an unfinished run
-    queries: pd.DataFrame | None = None,  # search log: query, image and, optionally, weight or clicks
+    fresh: bool = False,  # start again even if there is an unfinished run
+    finish: bool = False,  # end an unfinished run with its best epoch so far
+    queries: pd.DataFrame | None = None,  # search log, as from read_log
 ) -> pd.DataFrame:  # one row per epoch: epoch, step, lr, logit_scale, train_, val_ and test_ metrics, kept
     "Fine-tune a model; it ends with the weights of the best epoch. Raises InputError for unusable data or settings."
     config, device = config or TrainConfig(), model_device(model)
     _check_sizes(train_products, test_products)
     spec, train_products = ResizeSpec.from_processor(processor), train_products.reset_index(drop=True)
-    log = None if queries is None else training_log(queries, train_products, test_products)
+    log = training_log(queries, train_products, test_products)
     with stage_lock('train', paths.checkpoints):
         with PartialState(cpu=device.type == 'cpu').main_process_first():
             images = (image_rows(part).paths(image_dir) for part in (train_products, test_products))
             cache, test_cache = (PixelCache.build(part, spec, paths.pixels) for part in images)
         test = Gallery(processor, to_device(test_cache.pixels, device), test_products)
-        return Trainer(model, processor, cache, train_products, config, paths, test, log).fit(fresh)
+        return Trainer(model, processor, cache, train_products, config, paths, test, image_dir, log).fit(fresh, finish)
