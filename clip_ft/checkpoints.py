@@ -275,7 +275,7 @@ def load_run(self: Snapshots,
     if state is None:
         return None
     saved = state.get('fingerprint', {})
-    differ = [name for name, value in fingerprint.items() if saved.get(name) != value]
+    differ = [name for name in fingerprint | saved if saved.get(name) != fingerprint.get(name)]
     if differ:
         advice = 'Use the same settings and data to resume it, or start again with fresh=True (--fresh).'
         raise InputError(f'{self.folder} holds an unfinished run that differs in {", ".join(differ)}. {advice}')

@@ -30,6 +30,7 @@ class TrainConfig:
     weight_decay: float = 0.01  # weight decay of AdamW, applied to matrices only
     grad_clip: float = 1.0  # maximum norm of the gradient
     texts: dict = field(default_factory=TEXTS.copy)  # kind of text -> weight with which it is drawn for a batch
+    query_share: float = .25  # maximum share of the steps that learn from a search log, if there is one
     augment: bool = True  # random crop, horizontal flip, rotation, colour jitter
     hard_negative_size: int = 1  # products per cluster of similar products in a batch; 1: random batches
     micro_batch: int = 0  # products per forward pass, for batches that do not fit into memory; 0: the whole batch
@@ -49,7 +50,7 @@ class TrainConfig:
         _check(self, ('weight_decay', 'micro_batch', 'lora', 'save_minutes', 'keep', 'seed'), lambda x: x >= 0,
                '0 or more')
         _check(self, ('warmup', 'val_size', 'ema'), lambda x: 0 <= x < 1, 'at least 0 and below 1')
-        _check(self, ('layer_decay',), lambda x: 0 < x <= 1, 'above 0 and at most 1')
+        _check(self, ('layer_decay', 'query_share'), lambda x: 0 < x <= 1, 'above 0 and at most 1')
         _check(self, ('batch_size',), lambda x: x >= 2, 'at least 2, because products compete with each other')
         _check(self, ('monitor',), lambda x: x in METRICS, f'one of {", ".join(METRICS)}')
         _check(self, ('log',), lambda x: x in ('', *TRACKERS), f'empty or one of {", ".join(TRACKERS)}')

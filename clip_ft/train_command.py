@@ -22,6 +22,7 @@ from .history import main_columns
 from .model import load_model, open_device, tiny_model
 from .models import kept_models
 from .parameters import check_trainable
+from .query_log import read_log
 from .sources import get_data
 from .splits import describe_age
 from .settings import TrainConfig
@@ -96,6 +97,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument('--model', default='openai/clip-vit-base-patch32',
                         help="model to start from: a name on the Hugging Face hub, a folder, or 'tiny'")
     parser.add_argument('--device', help='cuda, cuda:1, mps or cpu; by default the fastest device')
+    parser.add_argument('--queries', metavar='FILE', help='search log or judgments to learn from: a CSV file with the '
+                        'columns query, image and, optionally, weight or clicks')
     parser.add_argument('--fresh', action='store_true', help='do not resume an unfinished run')
     parser.add_argument('--finish', action='store_true', help='end an unfinished run with its best epoch so far')
     parser.add_argument('--list', action='store_true', help='only list the best model and the kept ones')
@@ -134,6 +137,7 @@ def train_main(argv: list[str] | None = None) -> None:
     if args.list:
         return _list(paths)
     train_products, test_products = load_split(paths)
+    queries = None if args.queries is None else read_log(args.queries)
     cpu = open_device(args.device).type == 'cpu'
     process = PartialState(cpu=cpu, timeout=timedelta(hours=6))  # others wait while the first one decodes and measures
     model, processor = open_model(args.model, train_products.full_text, args.device, process.is_main_process)
@@ -143,7 +147,7 @@ def train_main(argv: list[str] | None = None) -> None:
         print(printable(age))
     image_dir = image_folder(catalogue_folder(paths), train_products)
     history = train(model, processor, train_products, test_products, image_dir, paths, config, args.fresh,
-                    args.finish)
+                    args.finish, queries)
     if process.is_main_process:
         _report(history, paths)
     process.destroy_process_group()

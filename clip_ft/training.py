@@ -39,6 +39,7 @@ from .models import made_now, offer_model, remember_base, remove_old, validation
 from .optimizer import ScheduledAdamW, lr_at
 from .record import read_source
 from .parameters import add_lora, freeze_early_layers, merged_state_dict
+from .query_log import QueryLog, open_log, training_log
 from .settings import SAME_RESULT, TrainConfig
 from .views import image_owners, image_rows
 
@@ -54,6 +55,7 @@ class Trainer:
         paths: Paths,  # where fit writes checkpoints, snapshots and the history
         test: Gallery | None = None,  # products that are measured after each epoch and decide nothing
         image_dir: str | Path = '',  # folder of the images
+        log: QueryLog | None = None,  # pairs of a query and one of the products, from training_log
     ) -> None:
         self.model: Any = model
         self.processor, self.config, self.paths, self.products = processor, config, paths, products
@@ -62,7 +64,7 @@ class Trainer:
         self.world, self.main = PartialState().num_processes, PartialState().is_main_process
         self.fingerprint = run_fingerprint(config, model, cache, products, ignore=SAME_RESULT)
         self.compiled = config.compile and can_compile(self.device)
-        self._prepare_products(cache, products)
+        self._prepare_products(cache, products, log)
         self._prepare_validation(test, image_dir)
         self._prepare_model()
         self.step = 0  # number of the next step
@@ -74,7 +76,7 @@ class Trainer:
 
 # %% ../nbs/46_training.ipynb #a1213d3a
 @patch
-def _prepare_products(self: Trainer, cache: PixelCache, products: pd.DataFrame) -> None:
+def _prepare_products(self: Trainer, cache: PixelCache, products: pd.DataFrame, log: QueryLog | None) -> None:
     "Set validation products aside; put pixels and texts on the device."
     config, numbered = self.config, products.assign(_row=np.arange(len(products)))
     fit, val, self.learned = validation_split(numbered, config.val_size, self.model.name_or_path)
@@ -83,6 +85,9 @@ def _prepare_products(self: Trainer, cache: PixelCache, products: pd.DataFrame) 
     self.batches = TrainingBatches(self.processor, cache, fit, config.texts, config.batch_size, rows, self.device,
                                    config.augment, config.seed, self.compiled, PartialState().process_index, self.world)
     self.steps_per_epoch = max(1, len(fit)//self.batches.size)
+    self.log = open_log(log, fit._row.to_numpy(), self.batches, self.processor, config.query_share, self.main)
+    if log is not None and self.log is not None:
+        self.fingerprint['queries'], self.learned = log.digest(), self.learned.with_queries(self.log.texts)
 
 @patch
 def _prepare_validation(self: Trainer, test: Gallery | None, image_dir: str | Path) -> None:
@@ -150,7 +155,9 @@ def backward(self: Trainer, batch: dict) -> tuple[torch.Tensor, ...]:  # loss, i
         with torch.no_grad():
             images, texts = zip(*(self.embed(batch, part) for part in parts))
         embeds = torch.cat(images), torch.cat(texts)
-    loss_of = partial(model_loss, self.model, groups=batch['groups'])
+    related = self.log.related if self.log is not None and 'weights' in batch else None
+    options = dict(groups=batch['groups'], weights=batch.get('weights'), related=related)
+    loss_of = partial(model_loss, self.model, **options)
     loss, *gradients = embedding_gradients(loss_of, *embeds, scaler=self.optimizer.scaler)
     for part in parts:
         part_embeds = embeds if len(parts) == 1 else self.embed(batch, part)
@@ -172,11 +179,12 @@ def compute(self: Trainer, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
 # %% ../nbs/46_training.ipynb #2ab18a12
 @patch
 def train_step(self: Trainer, rows: torch.Tensor) -> torch.Tensor:  # loss, CLIP score, in-batch accuracy, on the device
-    "Take the next step, on the products in these rows."
+    "Take the next step, on the products in these rows or, where it is due, on pairs of the search log."
     self.optimizer.set_step(self.step)
-    batch = self.batches.batch(rows, self.step)
+    log = self.log if self.log is not None and self.log.due(self.step) else None
+    batch = self.batches.batch(rows, self.step) if log is None else log.batch(self.step)
     metrics, embeds = self.recorded(batch) if self.recorded else self.compute(batch)
-    if self.product_embeds is not None:
+    if self.product_embeds is not None and log is None:
         self.product_embeds[rows.to(self.device)] = embeds.to(self.product_embeds.dtype)
     self.step += 1
     return metrics
@@ -388,16 +396,18 @@ def train(
     image_dir: str | Path,  # folder of the images
     paths: Paths,  # where the pixel cache, the checkpoints and the history are written
     config: TrainConfig | None = None,  # None: the defaults
-    fresh: bool = False,  # start from the beginning even if there is an unfinished run
+    fresh: bool = False,  # start again even if there is an unfinished run
     finish: bool = False,  # end an unfinished run with its best epoch so far
+    queries: pd.DataFrame | None = None,  # search log, as from read_log
 ) -> pd.DataFrame:  # one row per epoch: epoch, step, lr, logit_scale, train_, val_ and test_ metrics, kept
     "Fine-tune a model; it ends with the weights of the best epoch. Raises InputError for unusable data or settings."
     config, device = config or TrainConfig(), model_device(model)
     _check_sizes(train_products, test_products)
     spec, train_products = ResizeSpec.from_processor(processor), train_products.reset_index(drop=True)
+    log = training_log(queries, train_products, test_products)
     with stage_lock('train', paths.checkpoints):
         with PartialState(cpu=device.type == 'cpu').main_process_first():
             images = (image_rows(part).paths(image_dir) for part in (train_products, test_products))
             cache, test_cache = (PixelCache.build(part, spec, paths.pixels) for part in images)
         test = Gallery(processor, to_device(test_cache.pixels, device), test_products)
-        return Trainer(model, processor, cache, train_products, config, paths, test, image_dir).fit(fresh, finish)
+        return Trainer(model, processor, cache, train_products, config, paths, test, image_dir, log).fit(fresh, finish)
