@@ -189,7 +189,9 @@ def _check_checkpoint(paths: Paths) -> None:
 
 def _leave_out(args: Namespace, paths: Paths, test_products: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     "The test products that the models to evaluate have not learned; a sentence on the others, which is printed."
-    given = [args.model or paths.best_model, *([args.base] if args.base not in (None, 'none', 'tiny') else [])]
+    model = args.model or paths.best_model
+    base = base_model(paths, read_notes(model)) if args.base is None else args.base
+    given = [model, *([base] if base not in ('', 'none', 'tiny') else [])]
     rest, sentence = leave_out(test_products, given)
     for line in filter(None, (sentence, describe_age(paths))):
         print(printable(line))
@@ -242,14 +244,6 @@ def _print_seen(file: str, queries: Iterable[str], learned: Learned | None) -> N
     sentence = seen_queries(queries, learned)
     if sentence:
         print(printable(f'Warning: {file}: {sentence}'))
-
-
-def _print_own(task: _Task, own: dict[str, Evaluation], learned: Learned | None) -> None:
-    "Print the metrics of the user's own queries."
-    count = f'{len(task.searched):,}'
-    print_lines(f'\nYour queries, each searched among the images of all {count} products:\n{overview(**own).to_string()}')
-    for file, queries in task.own.items():
-        _print_seen(file, queries.texts, learned)
 
 # %% ../nbs/55_report.ipynb #9bcd1e09
 class _Task(NamedTuple):
@@ -342,6 +336,14 @@ def _print_evaluations(
           '95 % confidence intervals; "train": the same for as many training products; "best": what a perfect model '
           f'reaches on "test". For short queries ({", ".join(SHORT)}), all searched products that fit are right; there '
           f'are at most {MAX_SHORT} of a kind.')
+
+# %% ../nbs/55_report.ipynb #55m00001
+def _print_own(task: _Task, own: dict[str, Evaluation], learned: Learned | None) -> None:
+    "Print the metrics of the user's own queries."
+    print(f'\nYour queries, each searched among the images of all {len(task.searched):,} products:')
+    print_lines(overview(**own).to_string())
+    for file, queries in task.own.items():
+        _print_seen(file, queries.texts, learned)
 
 # %% ../nbs/55_report.ipynb #2ebb51c2
 @console_script
