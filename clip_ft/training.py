@@ -30,7 +30,7 @@ from .fast import CompiledLayers, InferenceModel, RecordedStep, autocast_dtype, 
 from .history import History, memory_gb
 from .learned import split_digest, validation_split
 from .locks import stage_lock
-from .losses import embedding_gradients, gather_rows, hard_negative_batches, model_loss
+from .losses import distillation_loss, embedding_gradients, gather_rows, hard_negative_batches, model_loss
 from .metrics import Gallery, batch_hits, measure
 from .model import image_features, model_device, text_features
 from .model_card import write_card
@@ -76,6 +76,9 @@ def _prepare_products(self: Trainer, cache: PixelCache, products: pd.DataFrame) 
     self.batches = TrainingBatches(self.processor, cache, fit, config.texts, config.batch_size, rows, self.device,
                                    config.augment, config.seed, self.compiled, PartialState().process_index, self.world)
     self.steps_per_epoch = max(1, len(fit)//self.batches.size)
+    if config.distill:
+        base_embeds = embed_images(self.model, self.processor, self.batches.pixels, progress=self.main)
+        self.batches.base_embeds = torch.from_numpy(base_embeds).to(self.device, torch.float16)
     self.val = Gallery(self.processor, self.batches.pixels, val, val_rows) if len(val) else None
 
 # %% ../nbs/46_training.ipynb #73286b38
@@ -127,6 +130,17 @@ def embed(self: Trainer, batch: dict, part: slice = slice(None)) -> tuple[torch.
     with torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext():
         return image_features(self.model, pixel_values), text_features(self.model, tokens)
 
+# %% ../nbs/46_training.ipynb #46d15702
+@patch
+def loss(self: Trainer,
+    batch: dict, image_embeds: torch.Tensor, text_embeds: torch.Tensor, rows: slice = slice(None),
+) -> torch.Tensor:  # scalar
+    "The loss of the whole batch; with rows, the part of these rows."
+    loss = model_loss(self.model, image_embeds, text_embeds, groups=batch['groups'], rows=rows)
+    if 'base_embeds' in batch:
+        loss = loss + self.config.distill*distillation_loss(image_embeds, batch['base_embeds'], rows)
+    return loss
+
 # %% ../nbs/46_training.ipynb #693fa29c
 @patch
 def backward(self: Trainer, batch: dict) -> tuple[torch.Tensor, ...]:  # loss, image embeddings, text embeddings
@@ -138,8 +152,7 @@ def backward(self: Trainer, batch: dict) -> tuple[torch.Tensor, ...]:  # loss, i
         with torch.no_grad():
             images, texts = zip(*(self.embed(batch, part) for part in parts))
         embeds = torch.cat(images), torch.cat(texts)
-    loss_of = partial(model_loss, self.model, groups=batch['groups'])
-    loss, *gradients = embedding_gradients(loss_of, *embeds, scaler=self.optimizer.scaler)
+    loss, *gradients = embedding_gradients(partial(self.loss, batch), *embeds, scaler=self.optimizer.scaler)
     for part in parts:
         part_embeds = embeds if len(parts) == 1 else self.embed(batch, part)
         pairs = [(x, gradient[part]) for x, gradient in zip(part_embeds, gradients) if x.requires_grad]  # not frozen
