@@ -58,6 +58,7 @@ import time
 from argparse import SUPPRESS, Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
 from unittest.mock import patch
 
@@ -72,6 +73,7 @@ from common import (
     prepare_split,
     print_record,
     random_model,
+    rounded,
     silent,
 )
 
@@ -82,11 +84,13 @@ HOME = (
     'Sweaters', 'Jackets', 'Shrug')
 PAIRS = (('Dresses', 'Nightdress'), ('Skirts', 'Shorts'), ('Tops', 'Tunics'))
 OTHER = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
+DISTILL = (1, 3, 10, 30)  # weights of the distillation
 ADDITIONS = ('duplicates', 'texts', 'hard_negatives', 'batch', 'layer_decay', 'freeze_vision', 'ema', 'lora',
-             'weight_decay', 'plain_images')
+             'weight_decay', 'plain_images', *(f'distill{weight}' for weight in DISTILL), 'long')
 KINDS = ('names', 'full texts', 'short')
 SIDES = ('home', 'elsewhere')
-CURVES = ('recipe', 'combined')  # variants whose weights are interpolated
+DEFAULTS = ('duplicates', 'texts')  # additions that are defaults of train()
+CURVES = ('recipe', 'defaults', 'combined')  # variants whose weights are interpolated
 ALPHAS = [round(.1*i, 1) for i in range(11)]
 
 
@@ -139,14 +143,34 @@ def ignoring_duplicates() -> Iterator[None]:
         yield
 
 
-def fit(model, processor, products: pd.DataFrame, parts: Parts, config) -> pd.DataFrame:
-    "Run train() without snapshots, with checkpoints in a temporary folder and the shared pixel cache."
+def fit(model, processor, products: pd.DataFrame, parts: Parts, config, monitor=None) -> tuple[pd.DataFrame, list]:
+    """Run train() without snapshots, with checkpoints in a temporary folder and the shared pixel cache.
+
+    monitor is called with the model after each epoch. Returns the history and the seconds of each epoch's training.
+    """
     from clip_ft.core import Paths
     from clip_ft.training import Trainer, train
-    with tempfile.TemporaryDirectory() as folder, patch.object(Trainer, 'save_snapshot'), silent():
+    seconds, measure_epoch, train_epoch = [], Trainer.measure_epoch, Trainer.train_epoch
+
+    def timed_epoch(trainer, epoch):
+        start = time.perf_counter()
+        means = train_epoch(trainer, epoch)
+        seconds.append(seconds_since(start))
+        return means
+
+    def monitored_epoch(trainer, epoch, means):
+        measure_epoch(trainer, epoch, means)
+        if monitor:
+            with trainer.optimizer.averaged(), torch.compiler.set_stance('force_eager'):
+                monitor(trainer.model)
+
+    import torch
+    patches = dict(save_snapshot=lambda *_, **__: None, train_epoch=timed_epoch, measure_epoch=monitored_epoch)
+    with tempfile.TemporaryDirectory() as folder, patch.multiple(Trainer, **patches), silent():
         paths = Paths(folder)
         paths.pixels = parts.paths.pixels
-        return train(model, processor, products, parts.few, parts.image_dir, paths, config, fresh=True)
+        history = train(model, processor, products, parts.few, parts.image_dir, paths, config, fresh=True)
+    return history, seconds
 
 
 def pretrain_config(args: Namespace):
@@ -161,7 +185,7 @@ def pretrain(args: Namespace, parts: Parts, results: Results):
     start = time.perf_counter()
     texts = pd.concat([parts.elsewhere, parts.home])['full_text']
     model, processor = random_model(texts, 'tiny' if args.tiny else 'small-images')
-    history = fit(model.to(default_device()), processor, parts.elsewhere, parts, pretrain_config(args))
+    history, _ = fit(model.to(default_device()), processor, parts.elsewhere, parts, pretrain_config(args))
     save_model(args.model, model, processor)
     kept = history[history.kept].iloc[0].filter(like='val_').astype(float)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -180,8 +204,12 @@ def prepare(args: Namespace, results: Results):
         pretrain(args, parts, results)
     start = time.perf_counter()
     processor = load_model(args.model, 'cpu')[1]
-    for products in (parts.home, parts.few, parts.test, alpha_products(parts, args)):
+    for products in (parts.home, parts.few, parts.test):
         TestGallery(parts, products, processor, 'cpu')
+    for seed in range(args.first_seed, args.first_seed+args.seeds):
+        for products in (alpha_products(parts, args, seed), home_products(parts, args, seed)[0]):
+            TestGallery(parts, products, processor, 'cpu')
+    draw_demo(args.root/'drawn')
     results.add(event='decoded', seconds=seconds_since(start))
 
 
@@ -194,14 +222,23 @@ def changes(args: Namespace) -> dict[str, dict]:
         duplicates={}, texts=dict(texts=TrainConfig().texts), hard_negatives=dict(hard_negative_size=8),
         batch=dict(batch_size=args.big_batch, lr=args.lr*math.sqrt(args.big_batch/args.batch_size)),
         layer_decay=dict(layer_decay=.8), freeze_vision=dict(freeze_vision=2), ema=dict(ema=.99),
-        lora=dict(lora=8, lr=10*args.lr), weight_decay=dict(weight_decay=.1), plain_images=dict(augment=False))
+        lora=dict(lora=8, lr=10*args.lr), weight_decay=dict(weight_decay=.1), plain_images=dict(augment=False),
+        long=dict(epochs=args.long_epochs, patience=args.long_epochs, lr=args.long_lr),
+        **{f'distill{weight}': dict(distill=float(weight)) for weight in DISTILL})
 
 
 def variants(args: Namespace) -> dict[str, tuple | None]:
-    "Name -> additions; None for the pretrained model."
-    found = dict(before=None, recipe=()) | {name: (name,) for name in ADDITIONS} | dict(combined=tuple(args.combine))
+    "Name -> additions; None for the pretrained model. Those of --only and of the results may be joined by +."
+    found = dict(before=None, recipe=()) | {name: (name,) for name in ADDITIONS if name != 'long'}
+    found |= dict(defaults=DEFAULTS, combined=tuple(args.combine))
     for left_out in args.combine:
         found[f'combined-{left_out}'] = tuple(name for name in args.combine if name != left_out)
+    known = found | dict(long=('long',))
+    results = (path.name.split('.')[0] for path in sorted((args.out/'runs').glob('*.npz'))) if args.out else ()
+    for name in (*(args.only or ()), *results):
+        parts = name.split('+')
+        if name not in found and all(known.get(part) is not None for part in parts):
+            found[name] = tuple(dict.fromkeys(addition for part in parts for addition in known[part]))
     return found
 
 
@@ -217,7 +254,9 @@ def config_of(additions: tuple, seed: int, args: Namespace):
 def runs(args: Namespace) -> list[tuple[str, int]]:
     "Variant and seed of all runs, the first seed of all variants before the second of any."
     names = args.only or list(variants(args))
-    return [(name, seed) for seed in range(args.seeds) for name in names if seed == 0 or name != 'before']
+    first = args.first_seed
+    return [(name, seed) for seed in range(first, first+args.seeds) for name in names
+            if seed == first or name != 'before']
 
 
 def claim(path: Path) -> bool:
@@ -257,24 +296,31 @@ def run(args: Namespace, parts: Parts, test: TestGallery, name: str, seed: int):
     start, notes, additions = time.perf_counter(), {}, variants(args)[name]
     model, processor = load_model(args.model)
     base = {key: value.clone() for key, value in model.state_dict().items()}
+    monitor = Monitor(args, parts, test, processor, seed) if 'long' in (additions or ()) else None
     if additions is not None:
         with ExitStack() as stack:
             if 'duplicates' not in additions:
                 stack.enter_context(ignoring_duplicates())
-            history = fit(model, processor, parts.home, parts, config_of(additions, seed, args))
+            history, seconds = fit(model, processor, parts.home, parts, config_of(additions, seed, args), monitor)
         kept = history.epoch[history.kept].iloc[0]
-        notes = dict(train_seconds=seconds_since(start), steps=history.step.max(), kept=kept)
+        notes = dict(train_seconds=seconds_since(start), epoch_seconds=min(seconds), steps=history.step.max(),
+                     kept=kept)
     if (name, seed) == ('combined', 0):
         save_model(args.out/'combined', model, processor)
     values = evaluate(model, processor, test)
     np.savez(args.out/'runs'/f'{name}.{seed}.npz', **values)
     means = {metric: each.mean() for metric, each in values.items()}
     print_record(variant=name, seed=seed, seconds=seconds_since(start), **notes, **means)
-    if name in CURVES:
-        validation = TestGallery(parts, alpha_products(parts, args, seed), processor, test.pixels.device)
-        points = curve(model, processor, base, dict(test=test, validation=validation))
-        (args.out/'runs'/f'{name}.{seed}.json').write_text(json.dumps(points))
-        print_record(curve=name, seed=seed, seconds=seconds_since(start), points=points)
+    if monitor:
+        history = history.set_index('epoch').drop(columns='kept').astype(float)
+        rows = [history.loc[epoch].to_dict() | row | dict(epoch=epoch) for epoch, row in enumerate(monitor.rows)]
+        (args.out/'runs'/f'{name}.{seed}.monitor.json').write_text(json.dumps(rounded(rows)))
+        print_record(monitor=name, seed=seed, seconds=seconds_since(start))
+    elif name in args.curves:
+        points, hits = curve(model, processor, base, args, parts, test, seed)
+        (args.out/'runs'/f'{name}.{seed}.curve.json').write_text(json.dumps(rounded(points)))
+        np.savez_compressed(args.out/'runs'/f'{name}.{seed}.hits', hits=hits)
+        print_record(curve=name, seed=seed, seconds=seconds_since(start), points=points[::5])
 
 
 # ---- metrics
@@ -323,24 +369,122 @@ def alpha_products(parts: Parts, args: Namespace, seed: int = 0) -> pd.DataFrame
     return pd.concat([home, elsewhere], ignore_index=True)
 
 
-def curve(model, processor, base: dict, galleries: dict[str, TestGallery]) -> list[dict]:
-    "hit_rate@5 of names at each alpha; the model has its own weights again afterwards."
+def home_products(parts: Parts, args: Namespace, seed: int) -> tuple[pd.DataFrame, int]:
+    "At most 10,000 products of home, those that train() sets aside first, and the number of these."
+    from clip_ft.data import split_products
+    config = config_of((), seed, args)
+    train, validation = split_products(parts.home, config.val_size, config.seed)
+    return pd.concat([validation, train], ignore_index=True).head(10_000), len(validation)
+
+
+class Monitor:
+    "Measures what could choose an epoch, and the test products, after each epoch."
+
+    def __init__(self, args: Namespace, parts: Parts, test: TestGallery, processor, seed: int):
+        products, self.count = home_products(parts, args, seed)
+        self.test, self.processor, self.rows = test, processor, []
+        self.all = TestGallery(parts, products, processor, test.pixels.device)
+
+    def __call__(self, model):
+        from clip_ft.encode import embed_images, embed_texts
+        from clip_ft.metrics import batch_metrics, rank_relevant
+        image_embeds, row = embed_images(model, self.processor, self.all.pixels, progress=False), {}
+        relevant = self.all.relevant[:self.count]
+        own = [right[right < self.count] for right in relevant]
+        for kind, column in (('full', 'full_text'), ('name', 'display name')):
+            texts = embed_texts(model, self.processor, self.all.products[column].head(self.count))
+            groups = [right[0] for right in own]
+            row[f'val {kind} loss'] = batch_metrics(model, image_embeds[:self.count], texts, groups)['loss']
+            for among, size, right in (('val', self.count, own), ('all', len(image_embeds), relevant)):
+                best = rank_relevant(texts, image_embeds[:size], right).best
+                row |= {f'{among} {kind} {name}': each.mean() for name, each in rank_values(best).items()}
+        values = evaluate(model, self.processor, self.test)
+        row |= {f'test {name}': each.mean() for name, each in values.items() if name.endswith(('hit_rate@5', 'mrr'))}
+        self.rows.append(row)
+
+
+# ---- weights between before and after
+
+def draw_demo(folder: Path) -> tuple[list[Path], list[str]]:
+    "Draw products of many kinds, unless that is done; returns their images and names."
+    from clip_ft.data import clean_products, image_folder, image_paths, read_products
+    from clip_ft.demo import draw_catalogue
+    if not (folder/'data.csv').exists():
+        draw_catalogue(folder, 400, seed=5)
+    with silent():
+        products = clean_products(read_products(folder), image_folder(folder))[0].drop_duplicates('display name')
+    return image_paths(products, image_folder(folder)), products['display name'].tolist()
+
+
+class Agreement:
+    "How much a model agrees with the one before, on images and texts that need no right answers."
+
+    def __init__(self, args: Namespace, processor, validation: TestGallery):
+        from clip_ft.dataset import PixelCache, ResizeSpec, to_device
+        from clip_ft.wise_ft import EVERYDAY_TEXTS
+        files, names = draw_demo(args.root/'drawn')
+        drawn = PixelCache.build(files, ResizeSpec.from_processor(processor), args.root/'drawn')
+        home = np.flatnonzero(validation.home)[:2000]
+        self.processor, self.before = processor, None
+        self.images = dict(home=validation.pixels[home], drawn=to_device(drawn.pixels, validation.pixels.device))
+        home_names = list(validation.products['display name'].iloc[home])
+        self.texts = dict(home=home_names, everyday=EVERYDAY_TEXTS, drawn=names)
+
+    def __call__(self, model) -> dict[str, float]:
+        "Agreement with the model of the first call."
+        from clip_ft.encode import embed_images, embed_texts
+        now = {f'{name} images': embed_images(model, self.processor, images, progress=False)
+               for name, images in self.images.items()}
+        now |= {f'{name} texts': embed_texts(model, self.processor, texts) for name, texts in self.texts.items()}
+        self.before = before = self.before or now
+        found = {f'{name} cosine': (now[name]*before[name]).sum(1).mean() for name in now}
+        for a, b in product(now, now):
+            old, new = before[a] @ before[b].T, now[a] @ now[b].T
+            if a == b:  # nothing is its own neighbour
+                old, new = (scores-2*np.eye(len(scores)) for scores in (old, new))
+            found |= {f'{a} > {b} {name}': value for name, value in agreement(old, new).items()}
+        return found
+
+
+def agreement(old: np.ndarray, new: np.ndarray) -> dict[str, float]:
+    "Agreement of two matrices of scores, of the same queries (rows) and candidates (columns)."
+    order, ranks = np.argsort(-old, 1)[:, :10], np.argsort(np.argsort(-new, 1), 1)
+    first = np.take_along_axis(ranks, order, 1)
+    centred = [scores-scores.mean(1, keepdims=True) for scores in (old, new)]
+    lengths = [np.linalg.norm(scores, axis=1) for scores in centred]
+    correlation = (centred[0]*centred[1]).sum(1)/(lengths[0]*lengths[1])
+    return {'first@1': (first[:, 0] < 1).mean(), 'first@5': (first[:, 0] < 5).mean(),
+            'overlap@10': (first < 10).mean(), 'correlation': correlation.mean(), 'mrr': (1/(1+first[:, 0])).mean()}
+
+
+def curve(model, processor, base: dict, args: Namespace, parts: Parts, test: TestGallery, seed: int) -> tuple:
+    "Metrics and agreement with before at each alpha, and which names of the test products find their product."
     from clip_ft.checkpoints import interpolate_weights
     from clip_ft.encode import embed_images, embed_texts
-    from clip_ft.metrics import rank_relevant
-    tuned, points = {key: value.clone() for key, value in model.state_dict().items()}, []
+    from clip_ft.metrics import Gallery, measure, rank_relevant
+    validation = TestGallery(parts, alpha_products(parts, args, seed), processor, test.pixels.device)
+    home_rows = np.flatnonzero(validation.home)
+    home = validation.products.iloc[home_rows].reset_index(drop=True)
+    home_gallery = Gallery(processor, validation.pixels[home_rows], home)
+    agree, tuned = Agreement(args, processor, validation), {k: v.clone() for k, v in model.state_dict().items()}
+    points, hits, galleries = [], [], dict(test=test, validation=validation)
     for alpha in ALPHAS:
         model.load_state_dict(interpolate_weights(base, tuned, alpha))
         point = dict(alpha=alpha)
-        for name, gallery in galleries.items():
+        for name, gallery in galleries.items():  # validation comes last; its embeddings are used again below
             text_embeds = embed_texts(model, processor, gallery.products['display name'])
             image_embeds = embed_images(model, processor, gallery.pixels, progress=False)
-            hits = rank_relevant(text_embeds, image_embeds, gallery.relevant).best <= 5
+            found = rank_relevant(text_embeds, image_embeds, gallery.relevant).best <= 5
             for side, rows in zip(SIDES, (gallery.home, ~gallery.home)):
-                point[f'{name} {side}'] = float(hits[rows].mean())
-        points.append(point)
+                point[f'{name} {side}'] = float(found[rows].mean())
+            if gallery is test:
+                hits.append(found)
+        point |= {f'val {name}': value for name, value in measure(model, processor, home_gallery).items()}
+        names = rank_relevant(text_embeds[home_rows], image_embeds[home_rows], home_gallery.relevant).best
+        point |= {f'val name {name}': value.mean() for name, value in rank_values(names).items()}
+        points.append(point | {f'agree {name}': value for name, value in agree(model).items()})
     model.load_state_dict(tuned)
-    return points
+    return points, np.stack(hits)
 
 
 # ---- tables and the plot
@@ -349,7 +493,8 @@ def read_results(args: Namespace) -> dict[str, dict[str, np.ndarray]]:
     "Variant -> metric -> values [seeds, queries], in the order of the tables."
     found = {}
     for name in variants(args):
-        files = [np.load(path) for path in sorted((args.out/'runs').glob(f'{name}.*.npz'))]
+        paths = sorted((args.out/'runs').glob(f'{name}.*.npz'))
+        files = [np.load(path) for path in paths if not path.name.endswith('.hits.npz')]
         if files:
             found[name] = {metric: np.stack([file[metric] for file in files]) for metric in files[0]}
     return found
@@ -402,8 +547,8 @@ def tables(found: dict) -> str:
 def read_curves(args: Namespace) -> dict[str, dict]:
     "Variant -> points, means over seeds, and the alpha chosen on the validation products."
     found = {}
-    for name in CURVES:
-        files = [json.loads(path.read_text()) for path in sorted((args.out/'runs').glob(f'{name}.*.json'))]
+    for name in variants(args):
+        files = [json.loads(path.read_text()) for path in sorted((args.out/'runs').glob(f'{name}.*.curve.json'))]
         if not files:
             continue
         points = pd.DataFrame(np.mean([pd.DataFrame(file) for file in files], axis=0), columns=files[0][0])
@@ -418,7 +563,8 @@ def plot_curves(curves: dict[str, dict], path: Path):
     figure = Figure(figsize=(5.2, 4), layout='constrained')
     ax = figure.subplots()
     styles = zip(('tab:gray', 'tab:blue'), ((-15, -10), (4, 3)))
-    for (name, found), (colour, offset) in zip(curves.items(), styles):
+    shown = [(name, found) for name, found in curves.items() if name in ('recipe', 'defaults')]
+    for (name, found), (colour, offset) in zip(shown, styles):
         points = 100*pd.DataFrame(found['points'])
         x, y = points['test elsewhere'], points['test home']
         ax.plot(x, y, '.-', color=colour, label=name)
@@ -488,9 +634,12 @@ def make_parser():
     parser.add_argument('--model', type=Path, help='folder of the pretrained model; default: below --root')
     parser.add_argument('--workers', type=int, default=1, help='number of processes that train on the same device')
     parser.add_argument('--seeds', type=int, default=3)
+    parser.add_argument('--first-seed', type=int, default=0)
+    parser.add_argument('--curves', nargs='*', metavar='NAME', default=CURVES, help='variants whose weights are '
+                        'interpolated with those before')
     parser.add_argument('--seconds', type=float, default=math.inf, help='start no run after this time')
-    parser.add_argument('--only', nargs='+', metavar='NAME', help='only these variants: before, recipe, combined, '
-                        'an addition, or combined-ADDITION')
+    parser.add_argument('--only', nargs='+', metavar='NAME', help='only these variants: before, recipe, defaults, '
+                        'combined, an addition, combined-ADDITION, or several joined by +, such as recipe+long')
     parser.add_argument('--combine', nargs='+', choices=ADDITIONS, metavar='ADDITION', help='additions of combined',
                         default=['duplicates', 'texts', 'hard_negatives', 'batch'])
     parser.add_argument('--pretrain-epochs', type=int, default=40)
@@ -499,6 +648,8 @@ def make_parser():
     parser.add_argument('--epochs', type=int, default=3)
     parser.add_argument('--batch-size', type=int, default=64)
     parser.add_argument('--big-batch', type=int, default=256)
+    parser.add_argument('--long-epochs', type=int, default=12)
+    parser.add_argument('--long-lr', type=float, default=3e-4)
     parser.add_argument('--lr', type=float, default=1e-4)
     parser.add_argument('--tiny', action='store_true', help='1,500 products and a tiny model, for a trial')
     parser.add_argument('--table', action='store_true', help='only make the tables from the results in --out')
