@@ -86,9 +86,10 @@ PAIRS = (('Dresses', 'Nightdress'), ('Skirts', 'Shorts'), ('Tops', 'Tunics'))
 OTHER = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
 DISTILL = (1, 3, 10, 30)  # weights of the distillation
 ADDITIONS = ('duplicates', 'texts', 'hard_negatives', 'batch', 'layer_decay', 'freeze_vision', 'ema', 'lora',
-             'weight_decay', 'plain_images', *(f'distill{weight}' for weight in DISTILL), 'long')
+             'weight_decay', 'plain_images', *(f'distill{weight}' for weight in DISTILL), 'distill_texts', 'long')
 KINDS = ('names', 'full texts', 'short')
 SIDES = ('home', 'elsewhere')
+MODIFIERS = ('distill_texts', 'long')  # additions that are only used together with others
 DEFAULTS = ('duplicates', 'texts')  # additions that are defaults of train()
 CURVES = ('recipe', 'defaults', 'combined')  # variants whose weights are interpolated
 ALPHAS = [round(.1*i, 1) for i in range(11)]
@@ -121,7 +122,8 @@ class TestGallery:
         self.home = self.products['category'].isin(HOME).to_numpy()
         files, spec = image_paths(self.products, parts.image_dir), ResizeSpec.from_processor(processor)
         self.pixels = to_device(PixelCache.build(files, spec, parts.paths.pixels).pixels, device)
-        self.relevant = relevant_rows(duplicate_groups(self.products))
+        self.groups = duplicate_groups(self.products)
+        self.relevant = relevant_rows(self.groups)
 
 
 @contextmanager
@@ -140,6 +142,31 @@ def ignoring_duplicates() -> Iterator[None]:
         for module in (batches, metrics):
             stack.enter_context(patch.object(module, 'duplicate_groups', all_different))
         stack.enter_context(patch.object(training, 'model_loss', loss_without_groups))
+        yield
+
+
+@contextmanager
+def distilling_texts(base, processor) -> Iterator[None]:
+    "Inside the with block, train() also distills the text tower of the model before training."
+    import torch
+
+    from clip_ft.batches import TrainingBatches
+    from clip_ft.encode import embed_texts
+    from clip_ft.losses import distillation_loss
+    from clip_ft.training import Trainer
+    embeds, make_batch, image_loss = {}, TrainingBatches.batch, Trainer.loss
+
+    def batch_with_texts(self, rows, step):
+        tokens, text_ids = self.texts.draw(rows, torch.Generator().manual_seed(self.seed*1_000_003+step))
+        if id(tokens) not in embeds:
+            embeds[id(tokens)] = torch.from_numpy(embed_texts(base, processor, tokens)).to(self.device)
+        return make_batch(self, rows, step) | dict(base_texts=embeds[id(tokens)][text_ids.to(self.device)])
+
+    def loss(self, batch, image_embeds, text_embeds, rows=slice(None)):
+        of_texts = distillation_loss(text_embeds, batch['base_texts'], rows)
+        return image_loss(self, batch, image_embeds, text_embeds, rows)+self.config.distill*of_texts
+
+    with patch.object(TrainingBatches, 'batch', batch_with_texts), patch.object(Trainer, 'loss', loss):
         yield
 
 
@@ -203,13 +230,13 @@ def prepare(args: Namespace, results: Results):
     if not (args.model/'config.json').exists():
         pretrain(args, parts, results)
     start = time.perf_counter()
-    processor = load_model(args.model, 'cpu')[1]
+    processor = load_model(args.model, 'cpu', verbose=False)[1]
     for products in (parts.home, parts.few, parts.test):
         TestGallery(parts, products, processor, 'cpu')
     for seed in range(args.first_seed, args.first_seed+args.seeds):
         for products in (alpha_products(parts, args, seed), home_products(parts, args, seed)[0]):
             TestGallery(parts, products, processor, 'cpu')
-    draw_demo(args.root/'drawn')
+    draw_demo(args.root/'drawn', processor)
     results.add(event='decoded', seconds=seconds_since(start))
 
 
@@ -219,7 +246,8 @@ def changes(args: Namespace) -> dict[str, dict]:
     "Addition -> settings of TrainConfig that it changes."
     from clip_ft.settings import TrainConfig
     return dict(
-        duplicates={}, texts=dict(texts=TrainConfig().texts), hard_negatives=dict(hard_negative_size=8),
+        duplicates={}, distill_texts={}, texts=dict(texts=TrainConfig().texts),
+        hard_negatives=dict(hard_negative_size=8),
         batch=dict(batch_size=args.big_batch, lr=args.lr*math.sqrt(args.big_batch/args.batch_size)),
         layer_decay=dict(layer_decay=.8), freeze_vision=dict(freeze_vision=2), ema=dict(ema=.99),
         lora=dict(lora=8, lr=10*args.lr), weight_decay=dict(weight_decay=.1), plain_images=dict(augment=False),
@@ -229,11 +257,11 @@ def changes(args: Namespace) -> dict[str, dict]:
 
 def variants(args: Namespace) -> dict[str, tuple | None]:
     "Name -> additions; None for the pretrained model. Those of --only and of the results may be joined by +."
-    found = dict(before=None, recipe=()) | {name: (name,) for name in ADDITIONS if name != 'long'}
+    found = dict(before=None, recipe=()) | {name: (name,) for name in ADDITIONS if name not in MODIFIERS}
     found |= dict(defaults=DEFAULTS, combined=tuple(args.combine))
     for left_out in args.combine:
         found[f'combined-{left_out}'] = tuple(name for name in args.combine if name != left_out)
-    known = found | dict(long=('long',))
+    known = found | {name: (name,) for name in MODIFIERS}
     results = (path.name.split('.')[0] for path in sorted((args.out/'runs').glob('*.npz'))) if args.out else ()
     for name in (*(args.only or ()), *results):
         parts = name.split('+')
@@ -275,7 +303,7 @@ def work(args: Namespace):
     from clip_ft.model import load_model, model_device
     torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
     parts = Parts(args.root)
-    model, processor = load_model(args.model)
+    model, processor = load_model(args.model, verbose=False)
     test = TestGallery(parts, parts.test, processor, model_device(model))
     for number, (name, seed) in enumerate(runs(args)):
         if time.time() > args.until:
@@ -294,13 +322,15 @@ def run(args: Namespace, parts: Parts, test: TestGallery, name: str, seed: int):
     "Fine-tune, measure, and write the results."
     from clip_ft.model import load_model, save_model
     start, notes, additions = time.perf_counter(), {}, variants(args)[name]
-    model, processor = load_model(args.model)
+    model, processor = load_model(args.model, verbose=False)
     base = {key: value.clone() for key, value in model.state_dict().items()}
     monitor = Monitor(args, parts, test, processor, seed) if 'long' in (additions or ()) else None
     if additions is not None:
         with ExitStack() as stack:
             if 'duplicates' not in additions:
                 stack.enter_context(ignoring_duplicates())
+            if 'distill_texts' in additions:
+                stack.enter_context(distilling_texts(load_model(args.model, verbose=False)[0], processor))
             history, seconds = fit(model, processor, parts.home, parts, config_of(additions, seed, args), monitor)
         kept = history.epoch[history.kept].iloc[0]
         notes = dict(train_seconds=seconds_since(start), epoch_seconds=min(seconds), steps=history.step.max(),
@@ -369,6 +399,15 @@ def alpha_products(parts: Parts, args: Namespace, seed: int = 0) -> pd.DataFrame
     return pd.concat([home, elsewhere], ignore_index=True)
 
 
+def best_ranks(query_embeds: np.ndarray, image_embeds: np.ndarray, groups: np.ndarray, device) -> np.ndarray:
+    "Rank of the best right answer of each query, an image of its group; as rank_relevant, but on the device."
+    import torch
+    queries, images, groups = (torch.from_numpy(x).to(device) for x in (query_embeds, image_embeds, groups))
+    scores, right = queries @ images.T, groups[:len(queries), None] == groups[:len(images)]
+    best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
+    return 1+((scores >= best) & ~right).sum(1).cpu().numpy()
+
+
 def home_products(parts: Parts, args: Namespace, seed: int) -> tuple[pd.DataFrame, int]:
     "At most 10,000 products of home, those that train() sets aside first, and the number of these."
     from clip_ft.data import split_products
@@ -387,16 +426,14 @@ class Monitor:
 
     def __call__(self, model):
         from clip_ft.encode import embed_images, embed_texts
-        from clip_ft.metrics import batch_metrics, rank_relevant
+        from clip_ft.metrics import batch_metrics
         image_embeds, row = embed_images(model, self.processor, self.all.pixels, progress=False), {}
-        relevant = self.all.relevant[:self.count]
-        own = [right[right < self.count] for right in relevant]
         for kind, column in (('full', 'full_text'), ('name', 'display name')):
             texts = embed_texts(model, self.processor, self.all.products[column].head(self.count))
-            groups = [right[0] for right in own]
+            groups = self.all.groups[:self.count]
             row[f'val {kind} loss'] = batch_metrics(model, image_embeds[:self.count], texts, groups)['loss']
-            for among, size, right in (('val', self.count, own), ('all', len(image_embeds), relevant)):
-                best = rank_relevant(texts, image_embeds[:size], right).best
+            for among, size in dict(val=self.count, all=len(image_embeds)).items():
+                best = best_ranks(texts, image_embeds[:size], self.all.groups, self.all.pixels.device)
                 row |= {f'{among} {kind} {name}': each.mean() for name, each in rank_values(best).items()}
         values = evaluate(model, self.processor, self.test)
         row |= {f'test {name}': each.mean() for name, each in values.items() if name.endswith(('hit_rate@5', 'mrr'))}
@@ -405,33 +442,37 @@ class Monitor:
 
 # ---- weights between before and after
 
-def draw_demo(folder: Path) -> tuple[list[Path], list[str]]:
-    "Draw products of many kinds, unless that is done; returns their images and names."
+def draw_demo(folder: Path, processor) -> tuple[np.ndarray, list[str]]:
+    "Draw products of many kinds, unless that is done; returns their pixels and names."
     from clip_ft.data import clean_products, image_folder, image_paths, read_products
+    from clip_ft.dataset import PixelCache, ResizeSpec
     from clip_ft.demo import draw_catalogue
     if not (folder/'data.csv').exists():
         draw_catalogue(folder, 400, seed=5)
     with silent():
         products = clean_products(read_products(folder), image_folder(folder))[0].drop_duplicates('display name')
-    return image_paths(products, image_folder(folder)), products['display name'].tolist()
+        files, spec = image_paths(products, image_folder(folder)), ResizeSpec.from_processor(processor)
+        cache = PixelCache.build(files, spec, folder)
+    return cache.pixels, products['display name'].tolist()
 
 
 class Agreement:
     "How much a model agrees with the one before, on images and texts that need no right answers."
 
     def __init__(self, args: Namespace, processor, validation: TestGallery):
-        from clip_ft.dataset import PixelCache, ResizeSpec, to_device
+        from clip_ft.dataset import to_device
         from clip_ft.wise_ft import EVERYDAY_TEXTS
-        files, names = draw_demo(args.root/'drawn')
-        drawn = PixelCache.build(files, ResizeSpec.from_processor(processor), args.root/'drawn')
-        home = np.flatnonzero(validation.home)[:2000]
-        self.processor, self.before = processor, None
-        self.images = dict(home=validation.pixels[home], drawn=to_device(drawn.pixels, validation.pixels.device))
+        drawn, names = draw_demo(args.root/'drawn', processor)
+        home = np.flatnonzero(validation.home)[:1000]
+        self.processor, self.before, self.device = processor, None, validation.pixels.device
+        self.images = dict(home=validation.pixels[home], drawn=to_device(drawn, validation.pixels.device))
         home_names = list(validation.products['display name'].iloc[home])
         self.texts = dict(home=home_names, everyday=EVERYDAY_TEXTS, drawn=names)
 
     def __call__(self, model) -> dict[str, float]:
         "Agreement with the model of the first call."
+        import torch
+
         from clip_ft.encode import embed_images, embed_texts
         now = {f'{name} images': embed_images(model, self.processor, images, progress=False)
                for name, images in self.images.items()}
@@ -439,29 +480,30 @@ class Agreement:
         self.before = before = self.before or now
         found = {f'{name} cosine': (now[name]*before[name]).sum(1).mean() for name in now}
         for a, b in product(now, now):
-            old, new = before[a] @ before[b].T, now[a] @ now[b].T
+            pairs = ([torch.from_numpy(x[name]).to(self.device) for name in (a, b)] for x in (before, now))
+            old, new = (rows @ columns.T for rows, columns in pairs)
             if a == b:  # nothing is its own neighbour
-                old, new = (scores-2*np.eye(len(scores)) for scores in (old, new))
+                old, new = (scores.fill_diagonal_(-1) for scores in (old, new))
             found |= {f'{a} > {b} {name}': value for name, value in agreement(old, new).items()}
         return found
 
 
-def agreement(old: np.ndarray, new: np.ndarray) -> dict[str, float]:
+def agreement(old, new) -> dict[str, float]:
     "Agreement of two matrices of scores, of the same queries (rows) and candidates (columns)."
-    order, ranks = np.argsort(-old, 1)[:, :10], np.argsort(np.argsort(-new, 1), 1)
-    first = np.take_along_axis(ranks, order, 1)
-    centred = [scores-scores.mean(1, keepdims=True) for scores in (old, new)]
-    lengths = [np.linalg.norm(scores, axis=1) for scores in centred]
-    correlation = (centred[0]*centred[1]).sum(1)/(lengths[0]*lengths[1])
-    return {'first@1': (first[:, 0] < 1).mean(), 'first@5': (first[:, 0] < 5).mean(),
-            'overlap@10': (first < 10).mean(), 'correlation': correlation.mean(), 'mrr': (1/(1+first[:, 0])).mean()}
+    import torch
+    ranks = new.argsort(dim=1, descending=True).argsort(dim=1).gather(1, old.topk(min(10, old.shape[1])).indices)
+    first = ranks[:, 0]
+    correlation = torch.cosine_similarity(*(scores-scores.mean(1, keepdim=True) for scores in (old, new)))
+    found = {'first@1': first < 1, 'first@5': first < 5, 'overlap@10': ranks < 10, 'mrr': 1/(1+first),
+             'correlation': correlation}
+    return {name: values.float().mean().item() for name, values in found.items()}
 
 
 def curve(model, processor, base: dict, args: Namespace, parts: Parts, test: TestGallery, seed: int) -> tuple:
     "Metrics and agreement with before at each alpha, and which names of the test products find their product."
     from clip_ft.checkpoints import interpolate_weights
     from clip_ft.encode import embed_images, embed_texts
-    from clip_ft.metrics import Gallery, measure, rank_relevant
+    from clip_ft.metrics import Gallery, measure
     validation = TestGallery(parts, alpha_products(parts, args, seed), processor, test.pixels.device)
     home_rows = np.flatnonzero(validation.home)
     home = validation.products.iloc[home_rows].reset_index(drop=True)
@@ -474,13 +516,13 @@ def curve(model, processor, base: dict, args: Namespace, parts: Parts, test: Tes
         for name, gallery in galleries.items():  # validation comes last; its embeddings are used again below
             text_embeds = embed_texts(model, processor, gallery.products['display name'])
             image_embeds = embed_images(model, processor, gallery.pixels, progress=False)
-            found = rank_relevant(text_embeds, image_embeds, gallery.relevant).best <= 5
+            found = best_ranks(text_embeds, image_embeds, gallery.groups, gallery.pixels.device) <= 5
             for side, rows in zip(SIDES, (gallery.home, ~gallery.home)):
                 point[f'{name} {side}'] = float(found[rows].mean())
             if gallery is test:
                 hits.append(found)
         point |= {f'val {name}': value for name, value in measure(model, processor, home_gallery).items()}
-        names = rank_relevant(text_embeds[home_rows], image_embeds[home_rows], home_gallery.relevant).best
+        names = best_ranks(text_embeds[home_rows], image_embeds[home_rows], home_gallery.groups, test.pixels.device)
         point |= {f'val name {name}': value.mean() for name, value in rank_values(names).items()}
         points.append(point | {f'agree {name}': value for name, value in agree(model).items()})
     model.load_state_dict(tuned)
