@@ -84,12 +84,12 @@ HOME = (
     'Sweaters', 'Jackets', 'Shrug')
 PAIRS = (('Dresses', 'Nightdress'), ('Skirts', 'Shorts'), ('Tops', 'Tunics'))
 OTHER = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
-DISTILL = (1, 3, 10, 30)  # weights of the distillation
+DISTILL = (1, 3, 5, 10, 30)  # weights of the distillation
 ADDITIONS = ('duplicates', 'texts', 'hard_negatives', 'batch', 'layer_decay', 'freeze_vision', 'ema', 'lora',
              'weight_decay', 'plain_images', *(f'distill{weight}' for weight in DISTILL), 'distill_texts', 'long')
 KINDS = ('names', 'full texts', 'short')
 SIDES = ('home', 'elsewhere')
-MODIFIERS = ('distill_texts', 'long')  # additions that are only used together with others
+MODIFIERS = ('distill_texts', 'long', 'few')  # additions that are only used together with others
 DEFAULTS = ('duplicates', 'texts')  # additions that are defaults of train()
 CURVES = ('recipe', 'defaults', 'combined')  # variants whose weights are interpolated
 ALPHAS = [round(.1*i, 1) for i in range(11)]
@@ -117,13 +117,13 @@ class TestGallery:
     def __init__(self, parts: Parts, products: pd.DataFrame, processor, device):
         from clip_ft.data import duplicate_groups, image_paths
         from clip_ft.dataset import PixelCache, ResizeSpec, to_device
-        from clip_ft.metrics import relevant_rows
+        from clip_ft.queries import attribute_queries
         self.products = products.reset_index(drop=True)
         self.home = self.products['category'].isin(HOME).to_numpy()
         files, spec = image_paths(self.products, parts.image_dir), ResizeSpec.from_processor(processor)
         self.pixels = to_device(PixelCache.build(files, spec, parts.paths.pixels).pixels, device)
         self.groups = duplicate_groups(self.products)
-        self.relevant = relevant_rows(self.groups)
+        self.short = attribute_queries(self.products, 'colour')
 
 
 @contextmanager
@@ -234,7 +234,7 @@ def prepare(args: Namespace, results: Results):
     for products in (parts.home, parts.few, parts.test):
         TestGallery(parts, products, processor, 'cpu')
     for seed in range(args.first_seed, args.first_seed+args.seeds):
-        for products in (alpha_products(parts, args, seed), home_products(parts, args, seed)[0]):
+        for products in (alpha_products(parts, args, seed), home_products(parts.home, args, seed)[0]):
             TestGallery(parts, products, processor, 'cpu')
     draw_demo(args.root/'drawn', processor)
     results.add(event='decoded', seconds=seconds_since(start))
@@ -246,7 +246,7 @@ def changes(args: Namespace) -> dict[str, dict]:
     "Addition -> settings of TrainConfig that it changes."
     from clip_ft.settings import TrainConfig
     return dict(
-        duplicates={}, distill_texts={}, texts=dict(texts=TrainConfig().texts),
+        duplicates={}, distill_texts={}, few={}, texts=dict(texts=TrainConfig().texts),
         hard_negatives=dict(hard_negative_size=8),
         batch=dict(batch_size=args.big_batch, lr=args.lr*math.sqrt(args.big_batch/args.batch_size)),
         layer_decay=dict(layer_decay=.8), freeze_vision=dict(freeze_vision=2), ema=dict(ema=.99),
@@ -324,14 +324,15 @@ def run(args: Namespace, parts: Parts, test: TestGallery, name: str, seed: int):
     start, notes, additions = time.perf_counter(), {}, variants(args)[name]
     model, processor = load_model(args.model, verbose=False)
     base = {key: value.clone() for key, value in model.state_dict().items()}
-    monitor = Monitor(args, parts, test, processor, seed) if 'long' in (additions or ()) else None
+    home = few_products(parts, args) if 'few' in (additions or ()) else parts.home
+    monitor = Monitor(args, parts, home, test, processor, seed) if 'long' in (additions or ()) else None
     if additions is not None:
         with ExitStack() as stack:
             if 'duplicates' not in additions:
                 stack.enter_context(ignoring_duplicates())
             if 'distill_texts' in additions:
                 stack.enter_context(distilling_texts(load_model(args.model, verbose=False)[0], processor))
-            history, seconds = fit(model, processor, parts.home, parts, config_of(additions, seed, args), monitor)
+            history, seconds = fit(model, processor, home, parts, config_of(additions, seed, args), monitor)
         kept = history.epoch[history.kept].iloc[0]
         notes = dict(train_seconds=seconds_since(start), epoch_seconds=min(seconds), steps=history.step.max(),
                      kept=kept)
@@ -347,10 +348,10 @@ def run(args: Namespace, parts: Parts, test: TestGallery, name: str, seed: int):
         (args.out/'runs'/f'{name}.{seed}.monitor.json').write_text(json.dumps(rounded(rows)))
         print_record(monitor=name, seed=seed, seconds=seconds_since(start))
     elif name in args.curves:
-        points, hits = curve(model, processor, base, args, parts, test, seed)
+        points, hits, chosen = curve(model, processor, base, args, parts, test, seed)
         (args.out/'runs'/f'{name}.{seed}.curve.json').write_text(json.dumps(rounded(points)))
-        np.savez_compressed(args.out/'runs'/f'{name}.{seed}.hits', hits=hits)
-        print_record(curve=name, seed=seed, seconds=seconds_since(start), points=points[::5])
+        np.savez_compressed(args.out/'runs'/f'{name}.{seed}.hits', hits=hits, chosen=chosen)
+        print_record(curve=name, seed=seed, seconds=seconds_since(start), points=points[::5], chosen=chosen)
 
 
 # ---- metrics
@@ -372,12 +373,12 @@ def evaluate(model, processor, test: TestGallery) -> dict[str, np.ndarray]:
     "Metric -> its value for each query."
     from clip_ft.encode import embed_images, embed_texts
     from clip_ft.metrics import rank_relevant
-    from clip_ft.queries import attribute_queries
     image_embeds, values = embed_images(model, processor, test.pixels, progress=False), {}
     for kind, column in zip(KINDS, ('display name', 'full_text')):
-        ranking = rank_relevant(embed_texts(model, processor, test.products[column]), image_embeds, test.relevant)
-        values |= by_side(kind, test.home, **rank_values(ranking.best))
-    short, categories = attribute_queries(test.products, 'colour'), test.products['category'].to_numpy()
+        text_embeds = embed_texts(model, processor, test.products[column])
+        ranks = best_ranks(text_embeds, image_embeds, test.groups, test.pixels.device)
+        values |= by_side(kind, test.home, **rank_values(ranks))
+    short, categories = test.short, test.products['category'].to_numpy()
     ranking = rank_relevant(embed_texts(model, processor, short.texts), image_embeds, short.relevant, top_k=5)
     right = [np.isin(rows, relevant).sum()/min(5, len(relevant)) for rows, relevant in zip(ranking.top, short.relevant)]
     asked = categories[short.rows]
@@ -394,8 +395,8 @@ def alpha_products(parts: Parts, args: Namespace, seed: int = 0) -> pd.DataFrame
     "The products of both parts that train() sets aside, on which alpha is chosen."
     from clip_ft.data import split_products
     first, config = pretrain_config(args), config_of((), seed, args)
-    home = split_products(parts.home, config.val_size, config.seed)[1]
-    elsewhere = split_products(parts.elsewhere, first.val_size, first.seed)[1]
+    home = split_products(parts.home, config.val_size, config.seed, purpose='validation')[1]
+    elsewhere = split_products(parts.elsewhere, first.val_size, first.seed, purpose='validation')[1]
     return pd.concat([home, elsewhere], ignore_index=True)
 
 
@@ -408,19 +409,24 @@ def best_ranks(query_embeds: np.ndarray, image_embeds: np.ndarray, groups: np.nd
     return 1+((scores >= best) & ~right).sum(1).cpu().numpy()
 
 
-def home_products(parts: Parts, args: Namespace, seed: int) -> tuple[pd.DataFrame, int]:
-    "At most 10,000 products of home, those that train() sets aside first, and the number of these."
+def few_products(parts: Parts, args: Namespace) -> pd.DataFrame:
+    "A small shop: --few products of home."
+    return parts.home.sample(min(args.few, len(parts.home)), random_state=0).reset_index(drop=True)
+
+
+def home_products(products: pd.DataFrame, args: Namespace, seed: int) -> tuple[pd.DataFrame, int]:
+    "At most 10,000 of the products, those that train() sets aside first, and the number of these."
     from clip_ft.data import split_products
     config = config_of((), seed, args)
-    train, validation = split_products(parts.home, config.val_size, config.seed)
+    train, validation = split_products(products, config.val_size, config.seed, purpose='validation')
     return pd.concat([validation, train], ignore_index=True).head(10_000), len(validation)
 
 
 class Monitor:
     "Measures what could choose an epoch, and the test products, after each epoch."
 
-    def __init__(self, args: Namespace, parts: Parts, test: TestGallery, processor, seed: int):
-        products, self.count = home_products(parts, args, seed)
+    def __init__(self, args: Namespace, parts: Parts, products: pd.DataFrame, test: TestGallery, processor, seed: int):
+        products, self.count = home_products(products, args, seed)
         self.test, self.processor, self.rows = test, processor, []
         self.all = TestGallery(parts, products, processor, test.pixels.device)
 
@@ -504,6 +510,7 @@ def curve(model, processor, base: dict, args: Namespace, parts: Parts, test: Tes
     from clip_ft.checkpoints import interpolate_weights
     from clip_ft.encode import embed_images, embed_texts
     from clip_ft.metrics import Gallery, measure
+    from clip_ft.wise_ft import choose_weights
     validation = TestGallery(parts, alpha_products(parts, args, seed), processor, test.pixels.device)
     home_rows = np.flatnonzero(validation.home)
     home = validation.products.iloc[home_rows].reset_index(drop=True)
@@ -526,7 +533,11 @@ def curve(model, processor, base: dict, args: Namespace, parts: Parts, test: Tes
         point |= {f'val name {name}': value.mean() for name, value in rank_values(names).items()}
         points.append(point | {f'agree {name}': value for name, value in agree(model).items()})
     model.load_state_dict(tuned)
-    return points, np.stack(hits)
+    chosen, chosen_curve = choose_weights(model, processor, base, tuned, home_gallery)
+    agreements = dict(zip(chosen_curve.alpha, chosen_curve.agreement))
+    for point in points:
+        point['agreement'] = agreements.get(point['alpha'], math.nan)
+    return points, np.stack(hits), chosen
 
 
 # ---- tables and the plot
@@ -692,6 +703,7 @@ def make_parser():
     parser.add_argument('--big-batch', type=int, default=256)
     parser.add_argument('--long-epochs', type=int, default=12)
     parser.add_argument('--long-lr', type=float, default=3e-4)
+    parser.add_argument('--few', type=int, default=2000, help='number of products of few')
     parser.add_argument('--lr', type=float, default=1e-4)
     parser.add_argument('--tiny', action='store_true', help='1,500 products and a tiny model, for a trial')
     parser.add_argument('--table', action='store_true', help='only make the tables from the results in --out')

@@ -1214,6 +1214,11 @@ d = { 'settings': { 'branch': 'main',
                                                                                  'clip_ft/widget.py'),
                                 'clip_ft.widget.SearchWidget.set_query': ('widget.html#searchwidget.set_query', 'clip_ft/widget.py'),
                                 'clip_ft.widget.search_page': ('widget.html#search_page', 'clip_ft/widget.py')},
-            'clip_ft.wise_ft': { 'clip_ft.wise_ft.choose_alpha': ('wise_ft.html#choose_alpha', 'clip_ft/wise_ft.py'),
+            'clip_ft.wise_ft': { 'clip_ft.wise_ft._along_line': ('wise_ft.html#_along_line', 'clip_ft/wise_ft.py'),
+                                 'clip_ft.wise_ft._check_metric': ('wise_ft.html#_check_metric', 'clip_ft/wise_ft.py'),
+                                 'clip_ft.wise_ft.balance_alpha': ('wise_ft.html#balance_alpha', 'clip_ft/wise_ft.py'),
+                                 'clip_ft.wise_ft.choose_alpha': ('wise_ft.html#choose_alpha', 'clip_ft/wise_ft.py'),
+                                 'clip_ft.wise_ft.choose_weights': ('wise_ft.html#choose_weights', 'clip_ft/wise_ft.py'),
                                  'clip_ft.wise_ft.interpolation_curve': ('wise_ft.html#interpolation_curve', 'clip_ft/wise_ft.py'),
-                                 'clip_ft.wise_ft.plot_interpolation': ('wise_ft.html#plot_interpolation', 'clip_ft/wise_ft.py')}}}
+                                 'clip_ft.wise_ft.plot_interpolation': ('wise_ft.html#plot_interpolation', 'clip_ft/wise_ft.py'),
+                                 'clip_ft.wise_ft.score_agreement': ('wise_ft.html#score_agreement', 'clip_ft/wise_ft.py')}}}
