@@ -25,8 +25,14 @@ addition changes one thing:
     lora            rank 8, at ten times the learning rate, because corrections start at zero
     weight_decay    0.1
     plain_images    no augmentation
+    distillW        distillation of the image tower with the weight W
+    distill_texts   with distillW: distillation of the text tower as well (not an option of train)
+    long            --long-epochs with --long-lr; after each epoch, all metrics that could choose one are measured, and
+                    the test products
+    few             a shop with --few products
 
-combined is the recipe with all of --combine; combined-X is that without X. before is the pretrained model. Every
+defaults is the recipe with duplicates and texts, as in train(); combined is the recipe with all of --combine;
+combined-X is that without X. before is the pretrained model. Names can be joined, such as defaults+distill3. Every
 variant runs with --seeds seeds, which determine batches, augmentation and validation products; training and test
 products are the same for all.
 
@@ -38,13 +44,16 @@ to home or elsewhere by its product. Intervals are 95 % bootstrap intervals over
 the seeds; differences are paired by query. They do not cover the variation between trainings; the standard deviation
 over seeds is in the records (sd).
 
-WiSE-FT: the weights between those before (alpha 0) and after fine-tuning (alpha 1), for recipe and combined. alpha
-is chosen on products that train() set aside, by the mean hit_rate@5 of the names of home and elsewhere. The test
-products are not used for this choice.
+WiSE-FT: the weights between those before (alpha 0) and after fine-tuning (alpha 1), for the variants in --curves,
+measured on the test products, on the products that train() set aside, and by the agreement with the pretrained model
+on images and texts of several origins: products set aside, everyday things, drawn products. choose_weights() chooses
+alpha by the products of home that train() set aside and by everyday texts; it sees neither test products nor products
+of elsewhere.
 
 Each run prints a record when it ends. Runs go by seed, so that a call that is cut short is complete for some seeds;
 after --seconds no new run starts. Tables in Markdown follow, which are also written to --out (quality.md), with the
-curve (wise_ft.png, wise_ft.json) and the values of each query (runs/). --table only prints the tables again. Results
+curve (wise_ft.png, wise_ft.json), the tables that the notebooks draw (quality.csv, curves.csv, agreements.csv,
+monitors.csv) and the values of each query (runs/). --table only prints the tables again. Results
 of other variants in --out are included: a second call with --only adds to the first, if it has the same --root and
 so the same pretrained model.
 """
@@ -350,7 +359,7 @@ def run(args: Namespace, parts: Parts, test: TestGallery, name: str, seed: int):
     elif name in args.curves:
         points, hits, chosen = curve(model, processor, base, args, parts, test, seed)
         (args.out/'runs'/f'{name}.{seed}.curve.json').write_text(json.dumps(rounded(points)))
-        np.savez_compressed(args.out/'runs'/f'{name}.{seed}.hits', hits=hits, chosen=chosen)
+        np.savez_compressed(args.out/'runs'/f'{name}.{seed}.hits', hits=hits, home=test.home)
         print_record(curve=name, seed=seed, seconds=seconds_since(start), points=points[::5], chosen=chosen)
 
 
@@ -639,6 +648,76 @@ def summary(values: np.ndarray) -> dict:
     return dict(mean=values.mean(), interval=bootstrap_interval(values.mean(0)).tolist(), sd=sd)
 
 
+def read_runs(args: Namespace, kind: str) -> pd.DataFrame:
+    "The points of all curves, or the epochs of all monitored runs, with columns base, variant and seed."
+    tables = []
+    for path in sorted((args.out/'runs').glob(f'*.{kind}.json')):
+        name, seed, *_ = path.name.split('.')
+        table = pd.DataFrame(json.loads(path.read_text()))
+        tables.append(pd.concat([pd.DataFrame(dict(base=args.base, variant=name, seed=int(seed)), table.index), table],
+                                axis=1))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def metric_rows(args: Namespace, found: dict) -> Iterator[dict]:
+    "Mean and interval of each metric, and of its difference to another variant, in per cent and points."
+    for name, values in found.items():
+        others = [other for other in ('recipe', 'defaults', 'plain_images', 'defaults+plain_images')
+                  if other in found and other != name and (other == 'recipe' or name.startswith((f'{other}+', f'{other},')))]
+        for metric in values:
+            if not metric.endswith(('hit_rate@5', 'mrr', 'confusion all')):
+                continue
+            for against in ('', *others):
+                both = values[metric] if not against else values[metric].mean(0)-found[against][metric].mean(0)
+                each = np.atleast_2d(both).mean(0)
+                low, high = bootstrap_interval(each)
+                yield dict(base=args.base, variant=name, against=against, metric=metric, seeds=len(values[metric]),
+                           mean=100*each.mean(), low=100*low, high=100*high)
+
+
+def chosen_rows(curves: pd.DataFrame) -> np.ndarray:
+    "Whether a point of a curve has the alpha that choose_weights() chooses."
+    from clip_ft.wise_ft import balance_alpha
+    curves, chosen = curves.rename(columns={'val mrr': 'mrr'}), np.zeros(len(curves), bool)
+    for _, rows in curves.groupby(['variant', 'seed']):
+        chosen[rows.index] = rows.alpha == balance_alpha(rows.reset_index(drop=True))
+    return chosen
+
+
+def add_chosen(args: Namespace, found: dict, curves: pd.DataFrame):
+    "Add the variants with the weights of the chosen alpha: hit_rate@5 of names."
+    for name, rows in curves[curves.chosen].groupby('variant'):
+        values = []
+        for seed, alpha in zip(rows.seed, rows.alpha):
+            file = np.load(args.out/'runs'/f'{name}.{seed}.hits.npz')
+            values.append(by_side('names', file['home'], **{'hit_rate@5': file['hits'][ALPHAS.index(alpha)]}))
+        found[f'{name}, chosen alpha'] = {metric: np.stack([each[metric] for each in values]) for metric in values[0]}
+
+
+def write_tables(args: Namespace, found: dict):
+    "Write quality.csv, curves.csv, agreements.csv and monitors.csv."
+    curves, found = read_runs(args, 'curve'), dict(found)
+    if len(curves):
+        curves['agreement'] = curves['agree everyday texts > home images correlation']
+        curves['chosen'] = chosen_rows(curves)
+        add_chosen(args, found, curves)
+        kept = ['base', 'variant', 'seed', 'alpha', 'test home', 'test elsewhere', 'val hit_rate@5', 'val mrr',
+                'val name mrr', 'agreement', 'chosen']
+        curves[kept].round(4).to_csv(args.out/'curves.csv', index=False)
+        proxies = [name for name in curves if name.startswith('agree ')]
+        after, ranks = curves[curves.alpha == 1], curves[[*proxies, 'test elsewhere']].rank()
+        pd.DataFrame([dict(base=args.base, agreement=name.removeprefix('agree '), runs=len(after),
+                           rank_correlation=ranks[name].corr(ranks['test elsewhere']),
+                           correlation_after=after[name].corr(after['test elsewhere'])) for name in proxies]
+                     ).round(3).to_csv(args.out/'agreements.csv', index=False)
+    pd.DataFrame(metric_rows(args, found)).round(2).to_csv(args.out/'quality.csv', index=False)
+    monitors = read_runs(args, 'monitor')
+    if len(monitors):
+        kept = [name for name in monitors if name in ('base', 'variant', 'seed', 'epoch', 'val_loss', 'val name loss')
+                or (name.endswith(('hit_rate@5', 'mrr')) and ' ' in name and 'elsewhere' not in name)]
+        monitors[kept].round(4).to_csv(args.out/'monitors.csv', index=False)
+
+
 def report(args: Namespace, results: Results):
     "Add the summaries to the records; print and write the tables and the plot."
     found, curves = read_results(args), read_curves(args)
@@ -652,6 +731,7 @@ def report(args: Namespace, results: Results):
     if curves:
         (args.out/'wise_ft.json').write_text(json.dumps(curves, indent=1))
         plot_curves(curves, args.out/'wise_ft.png')
+    write_tables(args, found)
     text = tables(found)
     (args.out/'quality.md').write_text(text+'\n')
     print('\n'+text, flush=True)
@@ -688,6 +768,7 @@ def make_parser():
     parser.add_argument('--workers', type=int, default=1, help='number of processes that train on the same device')
     parser.add_argument('--seeds', type=int, default=3)
     parser.add_argument('--first-seed', type=int, default=0)
+    parser.add_argument('--base', default='1', help='name of the pretrained model in the tables')
     parser.add_argument('--curves', nargs='*', metavar='NAME', default=CURVES, help='variants whose weights are '
                         'interpolated with those before')
     parser.add_argument('--seconds', type=float, default=math.inf, help='start no run after this time')
