@@ -31,7 +31,7 @@ from .fast import CompiledLayers, InferenceModel, RecordedStep, autocast_dtype, 
 from .history import History, memory_gb, near_chance, open_tracker
 from .learned import split_digest, validation_split
 from .locks import stage_lock
-from .losses import embedding_gradients, gather_rows, hard_negative_batches, model_loss
+from .losses import distillation_loss, embedding_gradients, gather_rows, hard_negative_batches, model_loss
 from .metrics import Gallery, batch_hits
 from .model import image_features, model_device, text_features
 from .model_card import write_card
@@ -88,6 +88,9 @@ def _prepare_products(self: Trainer, cache: PixelCache, products: pd.DataFrame, 
     self.log = open_log(log, fit._row.to_numpy(), self.batches, self.processor, config.query_share, self.main)
     if log is not None and self.log is not None:
         self.fingerprint['queries'], self.learned = log.digest(), self.learned.with_queries(self.log.texts)
+    if config.distill:
+        base_embeds = embed_images(self.model, self.processor, self.batches.pixels, progress=self.main)
+        self.batches.base_embeds = torch.from_numpy(base_embeds).to(self.device, torch.float16)
 
 @patch
 def _prepare_validation(self: Trainer, test: Gallery | None, image_dir: str | Path) -> None:
@@ -144,6 +147,19 @@ def embed(self: Trainer, batch: dict, part: slice = slice(None)) -> tuple[torch.
     with torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext():
         return image_features(self.model, pixel_values), text_features(self.model, tokens)
 
+# %% ../nbs/46_training.ipynb #46d15702
+@patch
+def loss(self: Trainer,
+    batch: dict, image_embeds: torch.Tensor, text_embeds: torch.Tensor, rows: slice = slice(None),
+) -> torch.Tensor:  # scalar
+    "The loss of the whole batch; with rows, the part of these rows."
+    related = self.log.related if self.log is not None and 'weights' in batch else None
+    options = dict(groups=batch['groups'], weights=batch.get('weights'), related=related, rows=rows)
+    loss = model_loss(self.model, image_embeds, text_embeds, **options)
+    if 'base_embeds' in batch:
+        loss = loss + self.config.distill*distillation_loss(image_embeds, batch['base_embeds'], rows)
+    return loss
+
 # %% ../nbs/46_training.ipynb #693fa29c
 @patch
 def backward(self: Trainer, batch: dict) -> tuple[torch.Tensor, ...]:  # loss, image embeddings, text embeddings
@@ -155,10 +171,7 @@ def backward(self: Trainer, batch: dict) -> tuple[torch.Tensor, ...]:  # loss, i
         with torch.no_grad():
             images, texts = zip(*(self.embed(batch, part) for part in parts))
         embeds = torch.cat(images), torch.cat(texts)
-    related = self.log.related if self.log is not None and 'weights' in batch else None
-    options = dict(groups=batch['groups'], weights=batch.get('weights'), related=related)
-    loss_of = partial(model_loss, self.model, **options)
-    loss, *gradients = embedding_gradients(loss_of, *embeds, scaler=self.optimizer.scaler)
+    loss, *gradients = embedding_gradients(partial(self.loss, batch), *embeds, scaler=self.optimizer.scaler)
     for part in parts:
         part_embeds = embeds if len(parts) == 1 else self.embed(batch, part)
         pairs = [(x, gradient[part]) for x, gradient in zip(part_embeds, gradients) if x.requires_grad]  # not frozen
