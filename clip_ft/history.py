@@ -211,7 +211,7 @@ def open_tracker(
     "Start an experiment tracker. Raises InputError if its package is not installed."
     if not name:
         return None
-    if name not in get_available_trackers():
+    if name not in [tracker.value for tracker in get_available_trackers()]:
         raise InputError(f'The package {name} is not installed: pip install {name}, or train without --log.')
     tracker_class = LOGGER_TYPE_TO_CLASS[name]
     place = dict(logging_dir=folder) if tracker_class.requires_logging_directory else {}
