@@ -8,6 +8,7 @@ __all__ = ['PARTS', 'TITLES', 'TRACKERS', 'plot_history', 'main_columns', 'Histo
 # %% ../nbs/42_history.ipynb #66e7ea71
 import math
 import numpy as np
+import os
 import pandas as pd
 import psutil
 import time
@@ -66,14 +67,15 @@ class History:
     def __init__(self,
         monitor: str = 'mrr',  # validation metric that chooses the best epoch
         patience: int = 2,  # epochs without improvement after which training stops
-        paths: Paths | None = None,  # the history is written to history_csv and history_png; None: nowhere
+        folder: str | Path | None = None,  # where the table and the curves are written during the run; None: nowhere
         live: bool | None = None,  # True: update an output of the notebook; False: print; None: True in a notebook
         plot_seconds: float = 20.0,  # minimum number of seconds between plots, if not live
         submit: Callable = lambda write, *args: write(*args),  # Snapshots.queue writes after the model, or at once
         tracker: Any = None,  # from open_tracker; it logs each record
     ) -> None:
         self.submit, self.tracker = submit, tracker
-        self.monitor, self.patience, self.paths, self.plot_seconds = monitor, patience, paths, plot_seconds
+        self.monitor, self.patience, self.plot_seconds = monitor, patience, plot_seconds
+        self.csv, self.png = (Path(folder)/f'training_history.{kind}' if folder else None for kind in ('csv', 'png'))
         self.live = IN_NOTEBOOK if live is None else live
         self.records: list[dict] = []
         self.best: dict | None = None
@@ -114,8 +116,8 @@ def _save(self: History) -> None:
     if self.tracker:
         record = self.records[-1]
         self.tracker.log({name: float(value) for name, value in record.items()}, step=record['step'])
-    if self.paths and len(self.records) > 1:  # until then, the history of the run before stays
-        self.submit(_write_history, self.table(), self.paths.history_csv)
+    if self.csv:
+        self.submit(_write_history, self.table(), self.csv)
     if self.live or time.monotonic()-self.plotted > self.plot_seconds:
         self.plot()
 
@@ -128,11 +130,11 @@ def _write_history(table: pd.DataFrame, path: Path) -> None:
 @patch
 def plot(self: History) -> None:
     "Write the curves unless they are up to date; if live, show them with the table."
-    if not self.outdated or not self.paths:
+    if not self.outdated or not self.png:
         return
     table = self.table()
     figure = plot_history(table)
-    with atomic_write(self.paths.history_png) as temporary:
+    with atomic_write(self.png) as temporary:
         figure.savefig(temporary, dpi=120)
     self.plotted, self.outdated = time.monotonic(), False
     if self.live:
@@ -159,6 +161,17 @@ def _epoch_line(record: dict) -> str:
     names = ('train_loss', 'val_loss', 'val_mrr', 'val_hit_rate@5', 'test_hit_rate@5')
     values = [f'{name} {record[name]:.4f}' for name in names if not math.isnan(record.get(name, math.nan))]
     return '  '.join([f"epoch {record['epoch']:.0f}", *values])
+
+# %% ../nbs/42_history.ipynb #42b00011
+@patch
+def move(self: History,
+    paths: Paths,  # project
+) -> None:
+    "Plot once more, and move table and curves to history_csv and history_png of the project."
+    self.plot()
+    for source, target in ((self.csv, paths.history_csv), (self.png, paths.history_png)):
+        if source and source.exists():
+            os.replace(source, target)
 
 # %% ../nbs/42_history.ipynb #42b00002
 @patch

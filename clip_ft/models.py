@@ -25,6 +25,7 @@ from .model_card import public_base, write_card
 from .views import image_owners
 from collections.abc import Callable
 from datetime import datetime
+from fastcore.basics import patch
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -110,37 +111,43 @@ class Validation:
                 found |= {f'{part}_{name}': value for name, value in metrics.items()}
         return found
 
-    def compare(self,
-        model: Any,  # the model that the processor of this object belongs to
-        monitor: str,  # one of METRICS
-        other: Any,  # another model
-        processor: Any,  # its processor
-        learned: Learned | None = None,  # products that it was trained on, if known
-    ) -> tuple[float, float, str]:  # the metric of both, NaN if they cannot be compared; the reason, or empty
-        "Measure two models on the validation products that the other one was not trained on."
-        known = np.zeros(len(self.products), bool) if learned is None else learned.train(self.products)
-        if not len(known):
-            return math.nan, math.nan, 'there are no validation products to compare them on'
-        if len(known)-known.sum() < min(MIN_COMPARED, len(known)):
-            return math.nan, math.nan, f'it was trained on {known.sum():,} of {len(known):,} validation products'
-        pairs = (model, self.processor, self.pixels), (other, processor, self._pixels_for(processor))
-        new, old = (self._score(*pair, np.flatnonzero(~known))[monitor] for pair in pairs)
-        return new, old, ''
+# %% ../nbs/45_models.ipynb #45b00006
+@patch
+def compare(self: Validation,
+    model: Any,  # the model that the processor of this object belongs to
+    monitor: str,  # one of METRICS
+    other: Any,  # another model
+    processor: Any,  # its processor
+    learned: Learned | None = None,  # products that it was trained on, if known
+) -> tuple[float, float, str]:  # the metric of both, NaN if they cannot be compared; the reason, or empty
+    "Measure two models on the validation products that the other one was not trained on."
+    known = np.zeros(len(self.products), bool) if learned is None else learned.train(self.products)
+    if not len(known):
+        return math.nan, math.nan, 'there are no validation products to compare them on'
+    if len(known)-known.sum() < min(MIN_COMPARED, len(known)):
+        return math.nan, math.nan, f'it was trained on {known.sum():,} of {len(known):,} validation products'
+    pairs = (model, self.processor, self.pixels), (other, processor, self._pixels_for(processor))
+    new, old = (self._score(*pair, np.flatnonzero(~known))[monitor] for pair in pairs)
+    return new, old, ''
 
-    def _pixels_for(self, processor: Any) -> Any:
-        "The pixels that a model reads."
-        spec = ResizeSpec.from_processor(processor)
-        if self.decode is None or spec == ResizeSpec.from_processor(self.processor):
-            return self.pixels
-        return self.decode(spec)
 
-    def _score(self, model: Any, processor: Any, pixels: Any, chosen: np.ndarray) -> dict[str, float]:
-        "The metrics of a model on some of the validation products."
-        rows = self.rows[np.isin(image_owners(self.products, len(self.rows)), chosen)]
-        gallery = Gallery(processor, pixels, self.products.iloc[chosen].reset_index(drop=True), rows)
-        inference = InferenceModel.of(model)
-        others = embed_images(inference, processor, pixels, progress=False, rows=self.others)
-        return measure(inference, processor, gallery, self.batch_size, others)
+@patch
+def _pixels_for(self: Validation, processor: Any) -> Any:
+    "The pixels that a model reads."
+    spec = ResizeSpec.from_processor(processor)
+    if self.decode is None or spec == ResizeSpec.from_processor(self.processor):
+        return self.pixels
+    return self.decode(spec)
+
+
+@patch
+def _score(self: Validation, model: Any, processor: Any, pixels: Any, chosen: np.ndarray) -> dict[str, float]:
+    "The metrics of a model on some of the validation products."
+    rows = self.rows[np.isin(image_owners(self.products, len(self.rows)), chosen)]
+    gallery = Gallery(processor, pixels, self.products.iloc[chosen].reset_index(drop=True), rows)
+    inference = InferenceModel.of(model)
+    others = embed_images(inference, processor, pixels, progress=False, rows=self.others)
+    return measure(inference, processor, gallery, self.batch_size, others)
 
 # %% ../nbs/45_models.ipynb #45a00015
 def kept_models(

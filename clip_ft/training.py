@@ -50,11 +50,11 @@ class Trainer:
         model: torch.nn.Module,  # two-tower model; trained in place, and a plain model again after close
         processor: Any,  # its processor
         cache: PixelCache,  # pixels of all images of the products, or of the main ones
-        products: pd.DataFrame,  # training products, val_size of which are set aside for validation
+        products: pd.DataFrame,  # training products, with those for validation
         config: TrainConfig,
         paths: Paths,  # where fit writes checkpoints, snapshots and the history
         test: Gallery | None = None,  # products that are measured after each epoch and decide nothing
-        image_dir: str | Path = '',  # folder of the images, for a best model that reads images of another size
+        image_dir: str | Path = '',  # folder of the images
         log: QueryLog | None = None,  # pairs of a query and one of the products, from training_log
     ) -> None:
         self.model: Any = model
@@ -69,10 +69,10 @@ class Trainer:
         self._prepare_model()
         self.step = 0  # number of the next step
         self.product_embeds: torch.Tensor | None = None  # float16 [N, D], each from its latest step; for hard negatives
-        self.order: torch.Tensor | None = None  # int64 [steps, B], the batches of the current epoch
-        self.totals = torch.zeros(3, device=self.device)  # sums of the metrics in the current epoch
+        self.order: torch.Tensor | None = None  # int64 [steps, B], the batches of this epoch
+        self.totals = torch.zeros(3, device=self.device)  # sums of the metrics in this epoch
         self.snapshots, self.interrupted, self.snapshot_time = Snapshots(paths.last), Event(), time.monotonic()
-        self.history = History(config.monitor, config.patience, paths, submit=self.snapshots.queue)
+        self.history = History(config.monitor, config.patience, paths.last, submit=self.snapshots.queue)
 
 # %% ../nbs/46_training.ipynb #a1213d3a
 @patch
@@ -381,8 +381,8 @@ def fit(self: Trainer, fresh: bool = False, finish: bool = False) -> pd.DataFram
             self.close()
         self.load_best()
     if self.main:
-        self.history.plot()
         self.keep_best()
+        self.history.move(self.paths)
         self.snapshots.clear()
     return self.history.table()
 
@@ -396,12 +396,12 @@ def _check_sizes(train_products: pd.DataFrame, test_products: pd.DataFrame) -> N
 def train(
     model: torch.nn.Module,  # two-tower model, from load_model or tiny_model; changed in place
     processor: Any,  # its processor
-    train_products: pd.DataFrame,  # from split_products: image, full_text, and columns to find duplicates by
-    test_products: pd.DataFrame,  # likewise; measured, but not used to choose an epoch
+    train_products: pd.DataFrame,  # from split_products
+    test_products: pd.DataFrame,  # likewise; measured after each epoch, never used to choose one
     image_dir: str | Path,  # folder of the images
     paths: Paths,  # where the pixel cache, the checkpoints and the history are written
     config: TrainConfig | None = None,  # None: the defaults
-    fresh: bool = False,  # start again even if there is an unfinished run
+    fresh: bool = False,  # start from the beginning even if there is an unfinished run
     finish: bool = False,  # end an unfinished run with its best epoch so far
     queries: pd.DataFrame | None = None,  # search log, as from read_log
 ) -> pd.DataFrame:  # one row per epoch: epoch, step, lr, logit_scale, train_, val_ and test_ metrics, kept

@@ -112,7 +112,7 @@ def test_ctrl_c_keeps_the_best_epoch(copied_shop, fork, run):
     process = fork(train_main, args, log=paths.root/'log.txt')
     deadline = time.time() + 240
     while time.time() < deadline:
-        if Snapshots(paths.last).best_path.exists() and paths.history_csv.read_text().count('\n') >= 3:
+        if Snapshots(paths.last).best_path.exists():
             break  # one epoch is complete
         time.sleep(.1)
     time.sleep(1)
