@@ -42,6 +42,7 @@ class TrainingBatches:
         self.device, self.seed, self.full_texts = torch.device(device), seed, list(products.full_text)
         self._set_images(products, np.arange(len(cache)) if rows is None else np.asarray(rows))
         self.groups = torch.from_numpy(duplicate_groups(products))
+        self.base_embeds: torch.Tensor | None = None  # [images of the cache, D] before training, for distillation
         self.augment = Augment(cache.size) if augment else None
         self.normalize = Normalize(processor).to(self.device)
         self.multiple = 16 if self.device.type == 'cuda' else 1  # few recompilations
@@ -75,7 +76,7 @@ def _share(batch_size, products, processes):
 def batch(self: TrainingBatches,
     rows: torch.Tensor,  # int64 [B] on the CPU: products of the whole batch
     step: int,  # step number; with the seed, it determines texts and augmentation
-) -> dict[str, torch.Tensor]:  # pixels, random_numbers, input_ids, attention_mask of the share; groups of the batch
+) -> dict[str, torch.Tensor]:  # pixels, random_numbers, input_ids, attention_mask of the share; the rest of the batch
     "Draw the texts of a batch, and assemble the share of this process."
     generator = torch.Generator().manual_seed(self.seed*1_000_003+step)
     return self.assemble(rows, *self.texts.draw(rows, generator), generator)
@@ -91,11 +92,14 @@ def assemble(self: TrainingBatches,
     "Assemble the share of a batch of this process, on the device."
     random_numbers = torch.rand(len(rows), Augment.random_numbers_per_image, generator=generator)[self.mine]
     groups = torch.stack([self.groups[rows], text_ids], 1)
-    return dict(
+    batch = dict(
         pixels=gather_pixels(self.pixels, self.rows[rows[self.mine]], self.device),
         random_numbers=random_numbers.to(self.device, non_blocking=True),
         groups=groups.to(self.device, non_blocking=True),
         **tokens[text_ids[self.mine]])
+    if self.base_embeds is not None:
+        batch['base_embeds'] = self.base_embeds[self.rows[rows].to(self.device)]
+    return batch
 
 
 @patch

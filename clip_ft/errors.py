@@ -16,8 +16,9 @@ from PIL import Image
 
 from .cleaning import as_texts, normalize_text
 from .dataset import PixelCache
-from .evaluation import Evaluation, bootstrap, interval, same_queries
+from .evaluation import Evaluation, same_queries
 from .images import IMAGE_FORMATS
+from .intervals import bootstrap, interval
 from .queries import attribute
 from .views import split_images
 
@@ -34,7 +35,7 @@ def rank_changes(
     table = pd.DataFrame({'query': old['query'], 'category': category, 'before': old['rank'], 'after': new['rank'],
                           'row': np.arange(len(old))})
     order = np.argsort(np.log(table['after'] / table['before']), kind='stable')
-    return table.iloc[order].reset_index(drop=True)
+    return table.iloc[order].reset_index(drop=True).rename_axis(columns=after.gallery)
 
 # %% ../nbs/52_errors.ipynb #6d1e0a18
 def shorter_edges(
@@ -64,12 +65,13 @@ def _binned(values, edges, unit):
 def _query_slices(evaluation, queries):
     "Criterion -> name of the slice of each query."
     table, products = evaluation.per_query[queries], evaluation.products
+    relevant = evaluation.query_sets[queries].relevant
     by_product = {'category': products['category'], 'gender': attribute(products, 'gender'),
                   'colour': attribute(products, 'colour')}
     if not isinstance(evaluation.images, PixelCache):
-        edges = shorter_edges([evaluation.images[row] for row in evaluation.main])
+        edges, shown = np.zeros(len(products), dtype=np.int64), np.unique(np.concatenate(relevant))
+        edges[shown] = shorter_edges([evaluation.images[row] for row in evaluation.main[shown]])
         by_product['size of image'] = _binned(edges, (99, 199, 399, 799), 'pixels')
-    relevant = evaluation.query_sets[queries].relevant
     found = {name: _shared_value(values, relevant) for name, values in by_product.items() if values is not None}
     found['length of query'] = _binned(table['query'].str.split().str.len(), (3, 6, 12, 55), 'words')
     found['duplicates'] = np.where(table['right'] > 1, 'several right', 'one right')
@@ -104,7 +106,8 @@ def slices(
     found.insert(4, 'share', found['n'] / len(table))
     found['merged'] = found['slice'].str.startswith('(')
     found = found.sort_values(['position', 'merged', 'n'], ascending=[True, True, False], kind='stable')
-    return found.drop(columns=['position', 'merged']).reset_index(drop=True)
+    found = found.drop(columns=['position', 'merged']).reset_index(drop=True)
+    return found.rename_axis(columns=evaluation.gallery)
 
 # %% ../nbs/52_errors.ipynb #6d1e0a1c
 def confusion(

@@ -18,9 +18,9 @@ from .cleaning import clean_text, is_placeholder, normalize_text
 from .core import InputError, Paths
 from .data import catalogue_folder, duplicate_groups, image_folder, load_split, product_ids
 from .encode import embed_texts
-from .evaluation import bootstrap, interval
 from .fast import InferenceModel
 from .images import check_images
+from .intervals import bootstrap, interval
 from .learned import Learned
 from .metrics import Ranking, query_metrics, rank_relevant
 from .tables import read_table, with_formulas

@@ -10,7 +10,8 @@ __all__ = ['EVALUATION_FILE', 'CARD_METRICS', 'CARD_FILE', 'markdown', 'public_b
 import json
 import pandas as pd
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import date
 from hashlib import blake2b
 from huggingface_hub import EvalResult, ModelCardData
 from pathlib import Path
@@ -52,17 +53,22 @@ CARD_METRICS = ('hit_rate@1', 'hit_rate@5', 'hit_rate@10', 'mrr')
 def save_evaluation(
     folder: str | Path,  # folder of the model
     tables: Mapping[str, pd.DataFrame],  # column, such as before -> Evaluation.retrieval; the model's own is the last
-    products: int,  # number of products that were searched
+    products: int,  # number of products that queries were made from
+    gallery: int | None = None,  # number of products that were searched; None: the same products
+    verdict: Sequence[str] = (),  # from verdict of the notebook evaluation
+    judged: Mapping[str, str] | None = None,  # query set -> the metric that it is judged by
 ) -> None:
     "Store the results of an evaluation with the model."
     records = {name: json.loads(table.to_json(orient='records')) for name, table in tables.items()}
     with atomic_write(Path(folder)/EVALUATION_FILE) as temporary:
-        temporary.write_text(json.dumps(dict(products=products, tables=records), indent=1))
+        further = dict(date=date.today().isoformat(), verdict=list(verdict), judged=dict(judged or {}))
+        temporary.write_text(json.dumps(dict(products=products, gallery=gallery) | further | dict(tables=records),
+                                        indent=1))
 
 
 def read_evaluation(
     folder: str | Path,  # folder of the model
-) -> dict[str, Any]:  # products and tables, as for save_evaluation; empty if the model was not evaluated
+) -> dict[str, Any]:  # as for save_evaluation, and the date; empty if the model was not evaluated
     "Read the results of an evaluation. Raises InputError if the file is damaged."
     path = Path(folder)/EVALUATION_FILE
     if not path.is_file():
@@ -70,7 +76,9 @@ def read_evaluation(
     try:
         found = json.loads(path.read_bytes())
         rows = [row for table in found['tables'].values() for row in table]
-        if all({'queries', 'metric', 'value', 'low', 'high', 'best', 'n'} <= set(row) for row in rows):
+        further = found.get('gallery'), found.get('verdict', []), found.get('judged', {})  # not in older files
+        known = all(map(isinstance, further, (int | None, list, dict)))
+        if known and all({'queries', 'metric', 'value', 'low', 'high', 'best', 'n'} <= set(row) for row in rows):
             return found
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
         pass
@@ -80,9 +88,9 @@ def read_evaluation(
 def _rows(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     "The rows of the table in the card, each with a cell per column of results."
     tables = [{(row['queries'], row['metric']): row for row in table} for table in evaluation['tables'].values()]
-    rows = []
+    rows, judged = [], evaluation.get('judged', {})
     for key, row in tables[-1].items():
-        if row['metric'] in CARD_METRICS:
+        if row['metric'] in (*CARD_METRICS, judged.get(row['queries'])):
             cells = [_cell(table.get(key)) for table in tables]
             rows.append(row | dict(cells=cells, best=f'{row["best"]:.3f}'))
     return rows
@@ -94,18 +102,20 @@ def _cell(row: dict[str, Any] | None) -> str:
 
 def _header(values: dict[str, Any], base: str | None, evaluation: dict[str, Any]) -> str:
     "The YAML at the top of the card, which the hub reads."
-    results = []
+    results, judged, gallery = [], evaluation.get('judged', {}), evaluation.get('gallery')
+    among = f' among {gallery:,} products' if gallery else ''
     for row in [*evaluation.get('tables', {'': []}).values()][-1]:
-        if row['metric'] in ('hit_rate@5', 'mrr'):
+        if row['metric'] in ('hit_rate@5', 'mrr', judged.get(row['queries'])):
             results.append(EvalResult(
                 task_type='text-to-image-retrieval', task_name='Search among product images', dataset_type='products',
-                dataset_name=f'test products, queries by {printable(row["queries"])}', metric_type=row['metric'],
-                metric_value=round(row['value'], 4)))
+                dataset_name=f'test products{among}, queries by {printable(row["queries"])}',
+                metric_type=row['metric'], metric_value=round(row['value'], 4)))
     library = dict(onnx='transformers.js', open_clip='open_clip').get(values['usage'], 'transformers')
     data = ModelCardData(
         base_model=base, library_name=library, license=values['license'], pipeline_tag='zero-shot-image-classification',
         tags=[values['model_type'], 'image-search', 'product-search', 'clip_ft'],
-        metrics=['hit_rate@5', 'mrr'] if results else None, eval_results=results or None, model_name=values['title'])
+        metrics=sorted({result.metric_type for result in results}) or None, eval_results=results or None,
+        model_name=values['title'])
     missing = [] if values['license'] else ['# license: fill in, such as mit or apache-2.0']
     return '\n'.join([data.to_yaml().strip(), *missing])
 
@@ -151,7 +161,7 @@ def write_card(
     values['header'] = _header(values, hub_base, evaluation)
     text = _MARKDOWN.get_template('model_card.md').render(
         settings=notes.get('config'), rows=_rows(evaluation) if evaluation else [],
-        columns=list(evaluation.get('tables', '')), evaluated=evaluation.get('products'), **values)
+        columns=list(evaluation.get('tables', '')), evaluation=evaluation, **values)
     with atomic_write(folder/CARD_FILE) as temporary:
         temporary.write_text(_signed(text.rstrip()+'\n\n'), encoding='utf-8')
     return True

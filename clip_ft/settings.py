@@ -39,6 +39,7 @@ class TrainConfig:
     layer_decay: float = 1.0  # learning rate of a layer, as a share of that of the layer above
     lora: int = 0  # rank of LoRA corrections, trained in place of the weights (needs peft); 0: none
     ema: float = 0.0  # decay per step of a moving average of the weights, which is evaluated; 0: none
+    distill: float = 0.0  # weight of the distance between the image embeddings and those before training; 0: none
     compile: bool = True  # compile the layers and record CUDA graphs on a CUDA device; faster, same result
     save_minutes: float = 5.0  # minutes between snapshots, besides those after each epoch
     keep: int = 3  # models kept beside the best one; the oldest are removed
@@ -50,6 +51,7 @@ class TrainConfig:
         _check(self, ('weight_decay', 'micro_batch', 'lora', 'save_minutes', 'keep', 'seed'), lambda x: x >= 0,
                '0 or more')
         _check(self, ('warmup', 'val_size', 'ema'), lambda x: 0 <= x < 1, 'at least 0 and below 1')
+        _check(self, ('distill',), lambda x: 0 <= x < 1e6, 'at least 0 and below 1e6')
         _check(self, ('layer_decay', 'query_share'), lambda x: 0 < x <= 1, 'above 0 and at most 1')
         _check(self, ('batch_size',), lambda x: x >= 2, 'at least 2, because products compete with each other')
         _check(self, ('monitor',), lambda x: x in METRICS, f'one of {", ".join(METRICS)}')

@@ -31,11 +31,11 @@ from .fast import CompiledLayers, InferenceModel, RecordedStep, autocast_dtype, 
 from .history import History, memory_gb, near_chance, open_tracker
 from .learned import split_digest, validation_split
 from .locks import stage_lock
-from .losses import embedding_gradients, gather_rows, hard_negative_batches, model_loss
+from .losses import distillation_loss, embedding_gradients, gather_rows, hard_negative_batches, model_loss
 from .metrics import Gallery, batch_hits
 from .model import image_features, model_device, text_features
 from .model_card import write_card
-from .models import Validation, made_now, offer_model, remember_base, remove_old
+from .models import made_now, offer_model, remember_base, remove_old, validation_of
 from .optimizer import ScheduledAdamW, lr_at
 from .record import read_source
 from .parameters import add_lora, freeze_early_layers, merged_state_dict
@@ -47,7 +47,7 @@ from .views import image_owners, image_rows
 class Trainer:
     "One training run: its model, batches, optimizer, history and snapshots."
     def __init__(self,
-        model: torch.nn.Module,  # two-tower model; trained in place, and a plain model again after close
+        model: torch.nn.Module,  # two-tower model, trained in place
         processor: Any,  # its processor
         cache: PixelCache,  # pixels of all images of the products, or of the main ones
         products: pd.DataFrame,  # training products, with those for validation
@@ -79,7 +79,8 @@ class Trainer:
 def _prepare_products(self: Trainer, cache: PixelCache, products: pd.DataFrame, log: QueryLog | None) -> None:
     "Set validation products aside; put pixels and texts on the device."
     config, numbered = self.config, products.assign(_row=np.arange(len(products)))
-    fit, self.val, self.learned = validation_split(numbered, config.val_size, self.model.name_or_path)
+    fit, val, self.learned = validation_split(numbered, config.val_size, self.model.name_or_path)
+    self.val_rows = val._row.to_numpy()
     rows = np.flatnonzero(np.isin(image_owners(products, len(cache)), fit._row))
     self.batches = TrainingBatches(self.processor, cache, fit, config.texts, config.batch_size, rows, self.device,
                                    config.augment, config.seed, self.compiled, PartialState().process_index, self.world)
@@ -87,18 +88,15 @@ def _prepare_products(self: Trainer, cache: PixelCache, products: pd.DataFrame, 
     self.log = open_log(log, fit._row.to_numpy(), self.batches, self.processor, config.query_share, self.main)
     if log is not None and self.log is not None:
         self.fingerprint['queries'], self.learned = log.digest(), self.learned.with_queries(self.log.texts)
-
+    if config.distill:
+        base_embeds = embed_images(self.model, self.processor, self.batches.pixels, progress=self.main)
+        self.batches.base_embeds = torch.from_numpy(base_embeds).to(self.device, torch.float16)
 
 @patch
 def _prepare_validation(self: Trainer, test: Gallery | None, image_dir: str | Path) -> None:
     "Prepare the products that the model is measured on after each epoch."
-    def decode(spec: ResizeSpec) -> Any:  # for a model that reads images of another size
-        return PixelCache.build(image_rows(self.products).paths(image_dir), spec, self.paths.pixels).pixels
-
-    pixels, main_images = self.batches.pixels, self.batches.rows.numpy()
-    rows = np.flatnonzero(np.isin(image_owners(self.products, len(pixels)), self.val._row))
-    self.validation = Validation(self.processor, pixels, self.val, rows, main_images, test, self.config.batch_size,
-                                 decode)
+    self.validation = validation_of(self.processor, self.batches.pixels, self.products, self.val_rows, image_dir,
+                                    self.paths, test=test, batch_size=self.config.batch_size)
 
 # %% ../nbs/46_training.ipynb #73286b38
 @patch
@@ -149,6 +147,19 @@ def embed(self: Trainer, batch: dict, part: slice = slice(None)) -> tuple[torch.
     with torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext():
         return image_features(self.model, pixel_values), text_features(self.model, tokens)
 
+# %% ../nbs/46_training.ipynb #46d15702
+@patch
+def loss(self: Trainer,
+    batch: dict, image_embeds: torch.Tensor, text_embeds: torch.Tensor, rows: slice = slice(None),
+) -> torch.Tensor:  # scalar
+    "The loss of the whole batch; with rows, the part of these rows."
+    related = self.log.related if self.log is not None and 'weights' in batch else None
+    options = dict(groups=batch['groups'], weights=batch.get('weights'), related=related, rows=rows)
+    loss = model_loss(self.model, image_embeds, text_embeds, **options)
+    if 'base_embeds' in batch:
+        loss = loss + self.config.distill*distillation_loss(image_embeds, batch['base_embeds'], rows)
+    return loss
+
 # %% ../nbs/46_training.ipynb #693fa29c
 @patch
 def backward(self: Trainer, batch: dict) -> tuple[torch.Tensor, ...]:  # loss, image embeddings, text embeddings
@@ -160,10 +171,7 @@ def backward(self: Trainer, batch: dict) -> tuple[torch.Tensor, ...]:  # loss, i
         with torch.no_grad():
             images, texts = zip(*(self.embed(batch, part) for part in parts))
         embeds = torch.cat(images), torch.cat(texts)
-    related = self.log.related if self.log is not None and 'weights' in batch else None
-    options = dict(groups=batch['groups'], weights=batch.get('weights'), related=related)
-    loss_of = partial(model_loss, self.model, **options)
-    loss, *gradients = embedding_gradients(loss_of, *embeds, scaler=self.optimizer.scaler)
+    loss, *gradients = embedding_gradients(partial(self.loss, batch), *embeds, scaler=self.optimizer.scaler)
     for part in parts:
         part_embeds = embeds if len(parts) == 1 else self.embed(batch, part)
         pairs = [(x, gradient[part]) for x, gradient in zip(part_embeds, gradients) if x.requires_grad]  # not frozen
@@ -401,7 +409,7 @@ def train(
     image_dir: str | Path,  # folder of the images
     paths: Paths,  # where the pixel cache, the checkpoints and the history are written
     config: TrainConfig | None = None,  # None: the defaults
-    fresh: bool = False,  # start from the beginning even if there is an unfinished run
+    fresh: bool = False,  # start again even if there is an unfinished run
     finish: bool = False,  # end an unfinished run with its best epoch so far
     queries: pd.DataFrame | None = None,  # search log, as from read_log
 ) -> pd.DataFrame:  # one row per epoch: epoch, step, lr, logit_scale, train_, val_ and test_ metrics, kept
