@@ -40,6 +40,7 @@ class TrainConfig:
     lora: int = 0  # rank of LoRA corrections, trained in place of the weights (needs peft); 0: none
     ema: float = 0.0  # decay per step of a moving average of the weights, which is evaluated; 0: none
     distill: float = 0.0  # weight of the distance between the image embeddings and those before training; 0: none
+    interpolate: bool = True  # finally, interpolate between the weights before and after training (WiSE-FT)
     compile: bool = True  # compile the layers and record CUDA graphs on a CUDA device; faster, same result
     save_minutes: float = 5.0  # minutes between snapshots, besides those after each epoch
     keep: int = 3  # models kept beside the best one; the oldest are removed

@@ -16,7 +16,7 @@ from datetime import timedelta
 from fastcore.docments import docments
 from typing import Any
 from .cleaning import print_lines
-from .core import Paths, command_parser, console_script, printable
+from .core import InputError, Paths, command_parser, console_script, printable
 from .data import catalogue_folder, image_folder, load_split, preprocess
 from .history import main_columns
 from .model import load_model, open_device, tiny_model
@@ -26,6 +26,7 @@ from .query_log import read_log
 from .sources import get_data
 from .splits import describe_age
 from .settings import TrainConfig
+from .tables import read_file
 from .training import train
 
 # %% ../nbs/47_train_command.ipynb #a22e8521
@@ -99,6 +100,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument('--device', help='cuda, cuda:1, mps or cpu; by default the fastest device')
     parser.add_argument('--queries', metavar='FILE', help='search log or judgments to learn from: a CSV file with the '
                         'columns query, image and, optionally, weight or clicks')
+    parser.add_argument('--keep-queries', metavar='FILE', help='queries, one per line, for which the model stays '
+                        'similar to the model before training; by default everyday words')
     parser.add_argument('--fresh', action='store_true', help='do not resume an unfinished run')
     parser.add_argument('--finish', action='store_true', help='end an unfinished run with its best epoch so far')
     parser.add_argument('--list', action='store_true', help='only list the best model and the kept ones')
@@ -129,6 +132,16 @@ def _report(history: pd.DataFrame, paths: Paths) -> None:
     _list(paths)
 
 
+def _keep_queries(file: str | None) -> dict[str, list[str]]:
+    "The lines of a file that are not empty, as an argument of train."
+    if file is None:
+        return {}
+    lines = [line.strip() for line in read_file(file).decode('utf-8-sig', 'replace').splitlines()]
+    if not any(lines):
+        raise InputError(f'{file} has no queries: give one per line.')
+    return dict(keep_queries=[line for line in lines if line])
+
+
 @console_script
 def train_main(argv: list[str] | None = None) -> None:
     "clip_ft_train: fine-tune on the split that clip_ft_preprocess made."
@@ -147,7 +160,7 @@ def train_main(argv: list[str] | None = None) -> None:
         print(printable(age))
     image_dir = image_folder(catalogue_folder(paths), train_products)
     history = train(model, processor, train_products, test_products, image_dir, paths, config, args.fresh,
-                    args.finish, queries)
+                    args.finish, queries, **_keep_queries(args.keep_queries))
     if process.is_main_process:
         _report(history, paths)
     process.destroy_process_group()

@@ -13,6 +13,7 @@ import time
 import torch
 from torch import distributed as dist
 from accelerate import PartialState
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from fastcore.basics import patch
@@ -23,7 +24,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from .batches import TrainingBatches
 from .checkpoints import Snapshots, catch_interrupt, load_checkpoint, on_cpu, run_fingerprint
-from .checkpoints import save_checkpoint, weights_hash
+from .checkpoints import interpolate_weights, save_checkpoint, weights_hash
 from .core import InputError, Paths, printable
 from .dataset import PixelCache, ResizeSpec, to_device
 from .encode import embed_images, embed_texts
@@ -42,6 +43,7 @@ from .parameters import add_lora, freeze_early_layers, merged_state_dict
 from .query_log import QueryLog, open_log, training_log
 from .settings import SAME_RESULT, TrainConfig
 from .views import image_owners, image_rows
+from .wise_ft import EVERYDAY_TEXTS, choose_weights, describe_alpha
 
 # %% ../nbs/46_training.ipynb #63deca91
 class Trainer:
@@ -67,7 +69,7 @@ class Trainer:
         self._prepare_products(cache, products, log)
         self._prepare_validation(test, image_dir)
         self._prepare_model()
-        self.step = 0  # number of the next step
+        self.step, self.alpha = 0, 1.0  # number of the next step; share of the new weights in the result
         self.product_embeds: torch.Tensor | None = None  # float16 [N, D], each from its latest step; for hard negatives
         self.order: torch.Tensor | None = None  # int64 [steps, B], the batches of this epoch
         self.totals = torch.zeros(3, device=self.device)  # sums of the metrics in this epoch
@@ -328,14 +330,31 @@ def load_best(self: Trainer) -> None:
 
 
 @patch
+def interpolate(self: Trainer, texts: Sequence[str]) -> None:
+    "Move the weights back towards those before training, where the model then knows more and loses little."
+    gallery, metric = self.validation.gallery, self.config.monitor
+    weights = {key: value.clone() for key, value in self.model.state_dict().items()}
+    if self.main and gallery and self.history.best and self.history.best['epoch']:
+        self.alpha, curve = choose_weights(self.model, self.processor, self.start, weights, gallery, texts, metric)
+        print(describe_alpha(curve, self.alpha, metric))
+    alpha = torch.tensor(self.alpha, device=self.device)
+    if self.world > 1:
+        dist.broadcast(alpha, 0)
+    if alpha < 1:
+        self.model.load_state_dict(interpolate_weights(self.start, weights, float(alpha)))
+
+
+@patch
 def keep_best(self: Trainer) -> None:
     "Offer the model as the best one of the project, and print what became of it."
     config, best, validation = self.config, self.history.best or {}, self.validation
+    best = best | (validation.measure(self.model) if self.alpha < 1 else {})
     score = best.get(f'val_{config.monitor}')
     counts = [len(self.batches), len(validation.products), len(validation.test.groups) if validation.test else 0]
     source = str((read_source(self.paths) or {}).get('source', ''))
-    notes = dict(best, **self.base, **made_now(), data=source, config=asdict(config), split=split_digest(self.products),
-                 products=counts, monitor=config.monitor, score=score, weights_hash=weights_hash(self.model))
+    notes = dict(best, alpha=self.alpha, **self.base, **made_now(), data=source, config=asdict(config),
+                 split=split_digest(self.products), products=counts, monitor=config.monitor, score=score,
+                 weights_hash=weights_hash(self.model))
     compare = partial(validation.compare, self.model, config.monitor)
     outcome = offer_model(self.paths, self.model, self.processor, notes, self.learned, compare, config.keep)
     print(f'{self.history.outcome(config.epochs)}\n{printable(outcome)}')
@@ -367,7 +386,8 @@ def run_epochs(self: Trainer, epochs: int) -> None:
 
 # %% ../nbs/46_training.ipynb #50b5b2ac
 @patch
-def fit(self: Trainer, fresh: bool = False, finish: bool = False) -> pd.DataFrame:  # history, one row per epoch
+def fit(self: Trainer, fresh: bool = False, finish: bool = False, keep_queries: Sequence[str] = EVERYDAY_TEXTS,
+) -> pd.DataFrame:  # history, one row per epoch
     "Resume the run, or start it if fresh or without a snapshot; the model ends with the weights of the best epoch."
     caught = catch_interrupt(self.interrupted) if self.world == 1 else nullcontext()  # launchers stop their processes
     try:
@@ -388,6 +408,8 @@ def fit(self: Trainer, fresh: bool = False, finish: bool = False) -> pd.DataFram
         finally:
             self.close()
         self.load_best()
+    if self.config.interpolate:
+        self.interpolate(keep_queries)
     if self.main:
         self.keep_best()
         self.history.move(self.paths)
@@ -412,6 +434,7 @@ def train(
     fresh: bool = False,  # start again even if there is an unfinished run
     finish: bool = False,  # end an unfinished run with its best epoch so far
     queries: pd.DataFrame | None = None,  # search log, as from read_log
+    keep_queries: Sequence[str] = EVERYDAY_TEXTS,  # texts for which interpolation keeps the model similar
 ) -> pd.DataFrame:  # one row per epoch: epoch, step, lr, logit_scale, train_, val_ and test_ metrics, kept
     "Fine-tune a model; it ends with the weights of the best epoch. Raises InputError for unusable data or settings."
     config, device = config or TrainConfig(), model_device(model)
@@ -423,4 +446,5 @@ def train(
             images = (image_rows(part).paths(image_dir) for part in (train_products, test_products))
             cache, test_cache = (PixelCache.build(part, spec, paths.pixels) for part in images)
         test = Gallery(processor, to_device(test_cache.pixels, device), test_products)
-        return Trainer(model, processor, cache, train_products, config, paths, test, image_dir, log).fit(fresh, finish)
+        trainer = Trainer(model, processor, cache, train_products, config, paths, test, image_dir, log)
+        return trainer.fit(fresh, finish, keep_queries)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALPHAS', 'EVERYDAY_TEXTS', 'AGREEING_IMAGES', 'interpolation_curve', 'choose_alpha', 'score_agreement',
-           'balance_alpha', 'choose_weights', 'plot_interpolation']
+           'balance_alpha', 'choose_weights', 'describe_alpha', 'plot_interpolation']
 
 # %% ../nbs/43_wise_ft.ipynb #fe108f3d
 import numpy as np
@@ -152,6 +152,21 @@ def choose_weights(
         return 1., pd.concat([start, _along_line(model, base, tuned, [1.], values)], ignore_index=True)
     curve = pd.concat([start, _along_line(model, base, tuned, ALPHAS[1:], values)], ignore_index=True)
     return balance_alpha(curve, metric), curve
+
+
+def describe_alpha(
+    curve: pd.DataFrame,  # from choose_weights
+    alpha: float,  # likewise
+    metric: str = 'mrr',  # likewise
+) -> str:
+    "What the interpolation costs and preserves, in one sentence."
+    if alpha == 1:
+        return 'The weights after training are used as they are (alpha 1).'
+    rows = curve.set_index('alpha').loc[[alpha, 1.]]
+    (now, full), (agreed, full_agreed) = rows[metric], rows.agreement
+    return (f'Weights interpolated with those before training (alpha {alpha:g}): {metric} {now:.4f} instead of '
+            f'{full:.4f} among the validation products, agreement with the model before training {agreed:.2f} instead '
+            f'of {full_agreed:.2f}.')
 
 # %% ../nbs/43_wise_ft.ipynb #8b6e16c8
 def plot_interpolation(
