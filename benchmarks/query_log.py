@@ -143,7 +143,7 @@ def train_variant(shop: Shop, variant: str, seed: int, epochs: int, log: pd.Data
     from clip_ft.train_command import demo_config, open_model
     from clip_ft.training import train
     model, processor = open_model('tiny', shop.known['full_text'])
-    settings = dict(epochs=epochs, patience=epochs, augment=False, compile=False, seed=42 + seed)
+    settings = dict(epochs=epochs, patience=epochs, augment=False, interpolate=False, compile=False, seed=42 + seed)
     config = demo_config(**settings | (VARIANTS[variant] or {}))
     queries = None if variant == 'without' else log.drop(columns='clicks') if variant == 'equal' else log
     with tempfile.TemporaryDirectory() as folder:
