@@ -9,6 +9,7 @@ from clip_ft.core import Paths
 from clip_ft.data import load_split, preprocess_main, product_ids
 from clip_ft.model import save_model, tiny_model
 from clip_ft.report import evaluate_main
+from clip_ft.splits import write_split
 
 
 @pytest.fixture(scope='module')
@@ -29,11 +30,48 @@ def test_own_queries_and_the_report(place, run, tmp_path):
     report = tmp_path/'out'/'page.html'
     out = run(evaluate_main, '--root', root, '--model', model, '--queries', tmp_path/'mine.csv', '--report', report)
     assert f'all {len(train)+len(test)} products' in out and 'Warning' not in out
+    assert out.startswith(f'Verdict, among {len(train)+len(test)} products:\nFull texts: found among the first ten ')
     lines = [line for line in out.split('Your queries')[1].splitlines() if 'hit_rate@10' in line]
     assert len(lines) == 1 and 'mine' in out
     page = report.read_text(encoding='utf-8')
     assert page.startswith('<!DOCTYPE html>') and '<script' not in page and len(page) < 3e6 and page.count('<img') >= 5
     assert [path.name for path in report.parent.iterdir()] == ['page.html']
+    sentence = next(line for line in out.splitlines() if line.startswith('Names: found among the first ten'))
+    assert page.index(sentence) < page.index('<h2>') and f'searched among {len(train)+len(test)} products' in page
+
+
+def split_shop_of(root, columns, tests):
+    "Another split of a shop, with columns replaced."
+    paths = Paths(root)
+    products = pd.concat(load_split(paths), ignore_index=True).drop(columns=['colour', 'gender', 'pattern'])
+    products = products.assign(**columns)
+    write_split(paths, products[tests:], products[:tests], products[:0])
+    return root
+
+
+@pytest.mark.parametrize('columns, kinds', [
+    ({'category': ''}, ()),
+    ({'category': 'Clothing > Caps'}, ()),
+    ({'category': 'Clothing > Caps', 'Manufacturer': ['Acme', 'Bolt']*999}, ('brand',)),
+], ids=['no category', 'one category', 'one category and brands'])
+def test_three_test_products(place, run, tmp_path, columns, kinds):
+    root = shutil.copytree(place[0], tmp_path/'other')
+    count = sum(map(len, load_split(Paths(root))))
+    columns = {name: value if isinstance(value, str) else value[:count] for name, value in columns.items()}
+    split_shop_of(root, columns, tests=3)
+    out = run(evaluate_main, '--root', root, '--model', place[1], '--base', place[1], '--report', tmp_path/'page.html')
+    sentences = out.split('\n\n')[0].splitlines()[1:]
+    assert len(sentences) == 4 + len(kinds)
+    assert all(sentence.endswith(': no difference') for sentence in sentences)  # the same model twice
+    assert not kinds or sentences[-1].startswith('Brand and category (such as "acme caps"): right among the first five')
+
+
+def test_the_gallery(place, run):
+    root, model = place
+    train, test = load_split(Paths(root))
+    out = run(evaluate_main, '--root', root, '--model', model, '--gallery', 'test')
+    assert out.startswith(f'Verdict, among {len(test)} products:') and f'among {len(test)} products  ' in out
+    assert 'each searched among these products only' in out and f'{len(train)+len(test)} products:' not in out
 
 
 @pytest.mark.parametrize('text, message', [
