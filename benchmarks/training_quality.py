@@ -663,7 +663,8 @@ def metric_rows(args: Namespace, found: dict) -> Iterator[dict]:
     "Mean and interval of each metric, and of its difference to another variant, in per cent and points."
     for name, values in found.items():
         others = [other for other in ('recipe', 'defaults', 'plain_images', 'defaults+plain_images')
-                  if other in found and other != name and (other == 'recipe' or name.startswith((f'{other}+', f'{other},')))]
+                  if other in found and other != name
+                  and (other == 'recipe' or name.startswith((f'{other}+', f'{other},')))]
         for metric in values:
             if not metric.endswith(('hit_rate@5', 'mrr', 'confusion all')):
                 continue
