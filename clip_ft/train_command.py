@@ -34,8 +34,8 @@ def demo_config(
     **changes: Any,  # settings with other values
 ) -> TrainConfig:
     "Settings with which the tiny CLIP learns the demo catalogue in a few minutes on two cores."
-    texts = dict(name=1, full_text=1, attributes=2)
-    settings: dict[str, Any] = dict(epochs=20, lr=4e-4, patience=4, weight_decay=0.1, texts=texts)
+    texts = dict(name=1, bare_category=1, full_text=1, attributes=2)
+    settings: dict[str, Any] = dict(epochs=40, lr=5e-4, patience=40, weight_decay=0.1, texts=texts, augment=False)
     return TrainConfig(**(settings | changes))
 
 # %% ../nbs/47_train_command.ipynb #391b2ba6
