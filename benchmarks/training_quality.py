@@ -138,7 +138,7 @@ class TestGallery:
 @contextmanager
 def ignoring_duplicates() -> Iterator[None]:
     "Inside the with block, train() treats no products as duplicates, except where it sets validation products aside."
-    from clip_ft import batches, metrics, training
+    from clip_ft import batches, metrics, steps
 
     def all_different(products):
         return np.arange(len(products), dtype=np.int64)
@@ -146,11 +146,11 @@ def ignoring_duplicates() -> Iterator[None]:
     def loss_without_groups(model, image_embeds, text_embeds, **options):
         return model_loss(model, image_embeds, text_embeds, **options | dict(groups=None))
 
-    model_loss = training.model_loss
+    model_loss = steps.model_loss
     with ExitStack() as stack:
         for module in (batches, metrics):
             stack.enter_context(patch.object(module, 'duplicate_groups', all_different))
-        stack.enter_context(patch.object(training, 'model_loss', loss_without_groups))
+        stack.enter_context(patch.object(steps, 'model_loss', loss_without_groups))
         yield
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GALLERY', 'MIN_COMPARED', 'remember_base', 'base_model', 'made_now', 'Validation', 'validation_of', 'kept_models',
-           'remove_old', 'offer_model']
+           'remove_old', 'offer_model', 'changed_settings', 'model_facts']
 
 # %% ../nbs/45_models.ipynb #45a00004
 import math
@@ -23,7 +23,9 @@ from .metrics import METRICS, Gallery, measure
 from .model import load_model, model_device, read_notes, save_model
 from .model_card import public_base, write_card
 from .views import image_owners, image_rows, main_rows
-from collections.abc import Callable
+from .settings import TrainConfig
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from datetime import datetime
 from fastcore.basics import patch
 from importlib.metadata import version
@@ -266,3 +268,55 @@ def _store(paths: Paths, model: Any, processor: Any, notes: dict[str, Any], old_
     save_model(folder, model, processor, notes=notes, learned=learned)
     write_card(folder, processor)
     return f'{paths.best_model} is better and stays ({scores}). The new model is kept as {folder}.'
+
+# %% ../nbs/45_models.ipynb #48c10007
+def changed_settings(
+    config: Mapping[str, Any],  # settings of a run, as stored with a model
+) -> dict[str, Any]:  # those that differ from the defaults
+    "The settings that were chosen for a run."
+    defaults = asdict(TrainConfig())
+    return {name: value for name, value in config.items() if defaults.get(name, ...) != value}
+
+# %% ../nbs/45_models.ipynb #48c1000b
+def _pairs(values):
+    "Such as 'epochs 20, texts (name 1, full_text 2)'; empty unless these are named values."
+    if not isinstance(values, dict):
+        return ''
+    return ', '.join(f'{name} ({_pairs(value)})' if isinstance(value, dict) else f'{name} {value}'
+                     for name, value in values.items())
+
+
+def _learned_from(counts):
+    "What a model learned from, given the numbers of training, validation and test products."
+    if not isinstance(counts, list) or len(counts) != 3 or not all(isinstance(count, int) for count in counts):
+        return ''
+    train, validation, _ = counts
+    return f'{train:,} products' + (f'; {validation:,} more chose the epoch' if validation else '')
+
+
+def _base(notes):
+    "The model before fine-tuning, and the one that the last training started from if it is another one."
+    base, start = (str(notes.get(name) or '') for name in ('base', 'started_from'))
+    further = start if base and start and not start.startswith(f'{base} (') else ''
+    return f'{base}, trained further from {further}' if further else base
+
+
+def model_facts(
+    model: str | Path,  # folder of a model, or name on the hub
+) -> dict[str, str]:  # such as 'Base' -> 'openai/clip-vit-base-patch32'; what is not known is left out
+    "Where a model comes from, according to its notes."
+    notes = read_notes(model)
+    stored = notes.get('config')
+    config = stored if isinstance(stored, dict) else {}
+    epoch = notes.get('epoch')
+    facts = {
+        'Model': f'{model}' if epoch is None else f'{model}, epoch {epoch}',
+        'Base': _base(notes),
+        'Trained on': str(notes.get('date') or '')[:10],
+        'Learned from': _learned_from(notes.get('products')),
+        'Data': str(notes.get('data') or ''),
+        'Changed settings': _pairs(changed_settings(config)),
+        'Seed': str(config.get('seed', '')),
+        'Versions': _pairs(notes.get('versions')),
+    }
+    return {name: fact for name, fact in facts.items() if fact}

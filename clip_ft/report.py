@@ -33,7 +33,7 @@ from .model import load_model, read_notes
 from .model_card import CARD_FILE, save_evaluation, write_card
 from .models import base_model
 from .plots import before_after, contact_sheet, figure_url, plot_confusion, plot_hit_rate, plot_ranks
-from .provenance import model_facts
+from .models import model_facts
 from .queries import MAX_SHORT, SHORT, QuerySet, read_queries, searched_products
 from .rendering import render_template, static_file
 from .splits import describe_age, read_judgments
@@ -329,9 +329,10 @@ def _print_evaluations(
     "Print the verdict, the facts and the tables."
     print_lines(f'Verdict, {evaluations["test"].gallery}:\n' + '\n'.join(map(printable, sentences)) + '\n')
     print_lines('\n'.join(printable(f'{name}: {fact}') for name, fact in facts.items()) + '\n')
-    recipe = pd.concat({name: evaluation.recipe['value'] for name, evaluation in evaluations.items()}, axis=1)
+    recipes = {name: evaluation.recipe for name, evaluation in evaluations.items() if evaluation.recipe is not None}
+    recipe = pd.concat({name: table['value'] for name, table in recipes.items()}, axis=1)
     print(recipe.to_string(float_format='{:.4f}'.format), '\n')
-    print_lines(overview(**evaluations).to_string())
+    print_lines(overview(None, **evaluations).to_string())
     print(f'\n"test": queries made from {len(task.parts["test"])} products, each searched among {task.gallery}, with '
           '95 % confidence intervals; "train": the same for as many training products; "best": what a perfect model '
           f'reaches on "test". For short queries ({", ".join(SHORT)}), all searched products that fit are right; there '
@@ -341,7 +342,7 @@ def _print_evaluations(
 def _print_own(task: _Task, own: dict[str, Evaluation], learned: Learned | None) -> None:
     "Print the metrics of the user's own queries."
     print(f'\nYour queries, each searched among the images of all {len(task.searched):,} products:')
-    print_lines(overview(**own).to_string())
+    print_lines(overview(None, **own).to_string())
     for file, queries in task.own.items():
         _print_seen(file, queries.texts, learned)
 
