@@ -261,9 +261,9 @@ def train(
     model: torch.nn.Module,  # two-tower model, from load_model or tiny_model; changed in place
     processor: Any,  # its processor
     train_products: pd.DataFrame,  # from split_products
-    test_products: pd.DataFrame,  # likewise; measured after each epoch, never used to choose one
+    test_products: pd.DataFrame,  # likewise; measured, never used to choose
     image_dir: str | Path,  # folder of the images
-    paths: Paths,  # where the pixel cache, the checkpoints and the history are written
+    paths: Paths,  # the project, to which the model is written
     config: TrainConfig | None = None,  # None: the defaults
     fresh: bool = False,  # do not resume an unfinished run
     finish: bool = False,  # end an unfinished run with its best epoch

@@ -124,13 +124,13 @@ def balance_alpha(
 def choose_weights(
     model: nn.Module,  # a model of this architecture; it has its own weights again afterwards
     processor: Any,  # its processor
-    base: dict[str, Tensor],  # state dict before fine-tuning
-    tuned: dict[str, Tensor],  # state dict after fine-tuning
+    base: dict[str, Tensor],  # weights before
+    tuned: dict[str, Tensor],  # weights after fine-tuning
     gallery: Gallery,  # validation products
-    texts: Sequence[str] = EVERYDAY_TEXTS,  # queries for which the base should stay as it is
+    texts: Sequence[str] = EVERYDAY_TEXTS,  # queries to keep
     metric: str = 'mrr',  # one of METRICS
 ) -> tuple[float, pd.DataFrame]:  # alpha; one row per alpha: alpha, mrr, the metric and agreement
-    "Choose the weights between base and tuned that gain most and forget least. Raises InputError for bad arguments."
+    "Choose the weights that gain most and forget least. Raises InputError for bad arguments."
     _check_metric(metric)
     if not len(texts):
         raise InputError('There are no texts to compare the models with: give at least one query.')
