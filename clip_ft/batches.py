@@ -22,6 +22,8 @@ from .views import draw_images, image_owners, main_rows
 # %% ../nbs/23_batches.ipynb #b1a70008
 class TrainingBatches:
     "Training batches, assembled on the device: functions of rows, seed, step and epoch."
+    base_embeds: torch.Tensor | None = None  # [images of the cache, D], before training; for distillation
+
     def __init__(self,
         processor: Any,  # processor of the model
         cache: PixelCache,  # pixels of all images, or of the main ones
@@ -42,7 +44,6 @@ class TrainingBatches:
         self.device, self.seed, self.full_texts = torch.device(device), seed, list(products.full_text)
         self._set_images(products, np.arange(len(cache)) if rows is None else np.asarray(rows))
         self.groups = torch.from_numpy(duplicate_groups(products))
-        self.base_embeds: torch.Tensor | None = None  # [images of the cache, D] before training, for distillation
         self.augment = Augment(cache.size) if augment else None
         self.normalize = Normalize(processor).to(self.device)
         multiple = 16 if self.device.type == 'cuda' else 1  # few widths, few recompilations
