@@ -665,6 +665,9 @@ def metric_rows(args: Namespace, found: dict) -> Iterator[dict]:
         others = [other for other in ('recipe', 'defaults', 'plain_images', 'defaults+plain_images')
                   if other in found and other != name
                   and (other == 'recipe' or name.startswith((f'{other}+', f'{other},')))]
+        parts = [part for part in name.split('+') if part != 'plain_images']
+        augmented = '+'.join(parts if parts[:1] == ['defaults'] else ['recipe', *parts])
+        others += [augmented] if 'long' in parts and augmented in found and augmented != name else []
         for metric in values:
             if not metric.endswith(('hit_rate@5', 'mrr', 'confusion all')):
                 continue

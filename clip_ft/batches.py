@@ -22,7 +22,7 @@ from .views import draw_images, image_owners, main_rows
 # %% ../nbs/23_batches.ipynb #b1a70008
 class TrainingBatches:
     "Training batches, assembled on the device: functions of rows, seed, step and epoch."
-    base_embeds: torch.Tensor | None = None  # [images of the cache, D] before training, for distillation
+    base_embeds: torch.Tensor | None = None  # [images of the cache, D], before training; for distillation
 
     def __init__(self,
         processor: Any,  # processor of the model

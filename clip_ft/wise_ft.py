@@ -121,6 +121,11 @@ def balance_alpha(
     return float(curve.alpha[balance.idxmax()]) if gain.max() > 0 else 0.
 
 
+def _chance_mrr(count: int) -> float:
+    "Mean reciprocal rank of a random order of products."
+    return (1/np.arange(1, count+1)).sum()/count
+
+
 def choose_weights(
     model: nn.Module,  # a model of this architecture; it has its own weights again afterwards
     processor: Any,  # its processor
@@ -146,12 +151,10 @@ def choose_weights(
         return shown | dict(agreement=score_agreement(before[0], before[-1]))
 
     start = _along_line(model, base, tuned, [0.], values)
-    count = len(gallery.groups)
-    chance = (1/np.arange(1, count+1)).sum()/count  # mrr of a random order
-    if start.mrr[0] < 2*chance:
-        return 1., pd.concat([start, _along_line(model, base, tuned, [1.], values)], ignore_index=True)
-    curve = pd.concat([start, _along_line(model, base, tuned, ALPHAS[1:], values)], ignore_index=True)
-    return balance_alpha(curve, metric), curve
+    knows = start.mrr[0] > 2*_chance_mrr(len(gallery.groups))
+    rest = _along_line(model, base, tuned, ALPHAS[1:] if knows else [1.], values)
+    curve = pd.concat([start, rest], ignore_index=True)
+    return balance_alpha(curve, metric) if knows else 1., curve
 
 
 def describe_alpha(
