@@ -162,13 +162,19 @@ def _pixels_for(self: Validation, processor: Any) -> Any:
 
 
 @patch
+def part(self: Validation, chosen: np.ndarray, processor: Any = None, pixels: Any = None) -> Gallery:
+    "Some of the validation products, int [n], for a model that reads other images if pixels are given."
+    rows = self.rows[np.isin(image_owners(self.products, len(self.rows)), chosen)]
+    products = self.products.iloc[np.sort(chosen)].reset_index(drop=True)
+    return Gallery(processor or self.processor, self.pixels if pixels is None else pixels, products, rows)
+
+
+@patch
 def _score(self: Validation, model: Any, processor: Any, pixels: Any, chosen: np.ndarray) -> dict[str, float]:
     "The metrics of a model on some of the validation products."
-    rows = self.rows[np.isin(image_owners(self.products, len(self.rows)), chosen)]
-    gallery = Gallery(processor, pixels, self.products.iloc[chosen].reset_index(drop=True), rows)
     inference = InferenceModel.of(model)
     others = embed_images(inference, processor, pixels, progress=False, rows=self.others)
-    return measure(inference, processor, gallery, self.batch_size, others)
+    return measure(inference, processor, self.part(chosen, processor, pixels), self.batch_size, others)
 
 # %% ../nbs/45_models.ipynb #45a00015
 def kept_models(

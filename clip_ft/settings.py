@@ -31,7 +31,7 @@ class TrainConfig:
     grad_clip: float = 1.0  # maximum norm of the gradient
     texts: dict = field(default_factory=TEXTS.copy)  # kind of text -> weight with which it is drawn for a batch
     query_share: float = .25  # maximum share of the steps that learn from a search log, if there is one
-    augment: bool = True  # random crop, horizontal flip, rotation, colour jitter
+    augment: bool = False  # random crop, horizontal flip, rotation, colour jitter
     hard_negative_size: int = 1  # products per cluster of similar products in a batch; 1: random batches
     micro_batch: int = 0  # products per forward pass, for batches that do not fit into memory; 0: the whole batch
     freeze_vision: int = 0  # number of frozen layers of the vision tower, from the first; -1: the whole tower

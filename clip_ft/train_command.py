@@ -9,7 +9,7 @@ __all__ = ['demo_config', 'open_model', 'demo_run', 'train_main']
 import pandas as pd
 import torch
 from accelerate import PartialState
-from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace
+from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, ArgumentTypeError, Namespace
 from collections.abc import Iterable
 from dataclasses import fields
 from datetime import timedelta
@@ -79,8 +79,8 @@ def _add_settings(parser: ArgumentParser) -> None:
     for name, default in vars(TrainConfig()).items():
         option, about = '--'+name.replace('_', '-'), helps[name].replace('%', '%%')
         if isinstance(default, bool):
-            parser.add_argument(f'--no-{name}', dest=name, action='store_false', default=SUPPRESS,
-                                help=f'turn off: {about}')
+            parser.add_argument(option, action=BooleanOptionalAction, default=SUPPRESS,
+                                help=f'{about} (default: {"on" if default else "off"})')
         elif isinstance(default, dict):
             shown = ' '.join(f'{kind}={weight}' for kind, weight in default.items())
             parser.add_argument(option, type=_weight, nargs='+', metavar='KIND=WEIGHT', default=SUPPRESS,

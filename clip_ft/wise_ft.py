@@ -156,7 +156,7 @@ def choose_weights(
     curve = pd.concat([start, rest], ignore_index=True)
     return balance_alpha(curve, metric) if knows else 1., curve
 
-
+# %% ../nbs/43_wise_ft.ipynb #43e70020
 def describe_alpha(
     curve: pd.DataFrame,  # from choose_weights
     alpha: float,  # likewise
