@@ -51,8 +51,8 @@ def model_facts(
 ) -> dict[str, str]:  # such as 'Base' -> 'openai/clip-vit-base-patch32'; what is not known is left out
     "Where a model comes from, according to its notes."
     notes = read_notes(model)
-    config = notes.get('config') if isinstance(notes.get('config'), dict) else {}
-    epoch = notes.get('epoch')
+    config, epoch = notes.get('config'), notes.get('epoch')
+    config = config if isinstance(config, dict) else {}
     facts = {
         'Model': f'{model}' if epoch is None else f'{model}, epoch {epoch}',
         'Base': _base(notes),
