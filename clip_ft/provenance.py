@@ -18,9 +18,9 @@ from .settings import TrainConfig
 def changed_settings(
     config: Mapping[str, Any],  # settings of a run, as stored with a model
 ) -> dict[str, Any]:  # those that differ from the defaults
-    "The settings that were chosen for a run."
+    "The settings that were chosen for a run, apart from the seed."
     defaults = asdict(TrainConfig())
-    return {name: value for name, value in config.items() if defaults.get(name, ...) != value}
+    return {name: value for name, value in config.items() if name != 'seed' and defaults.get(name, ...) != value}
 
 # %% ../nbs/48_provenance.ipynb #48c1000b
 def _pairs(values):
