@@ -1,25 +1,37 @@
-"""Effect of hard negatives, short texts and augmentation on the demo catalogue: the tiny CLIP trained with and without.
+"""Effect of settings, texts, augmentation and shape of the tiny CLIP on the demo catalogue.
 
     python benchmarks/demo_ablation.py [--root FOLDER] [--out FOLDER] [--seeds 0 1] [--only demo hard_negatives ...]
         [--products 2000] [--epochs 20] [--more 20]
 
 Variants that start from random weights:
 
-    demo              demo_config()
-    hard_negatives    batches filled with clusters of 8 similar products
-    full_text         full texts only, as in the recipe
-    plain             images without augmentation
+    demo                   demo_config() and tiny_model()
+    hard_negatives         batches filled with clusters of 8 similar products
+    full_text              full texts only, as in the recipe
+    augmented              images with augmentation
+    earlier                the settings and the model before this comparison: small_patches, wide_text, 20 epochs,
+                           augmented, without bare categories
+    earlier_unaugmented    earlier, without augmentation
+    small_patches          patches of 16 pixels instead of 32, so 36 per image instead of 9
+    wide_text              a text tower of the same width as the vision tower
+    without_bare_category  without texts that name the category alone
+    fewer_epochs           20 epochs instead of 40
+    faster                 learning rate 8e-4
+    large_batches          64 products per batch, learning rate 8e-4, 60 epochs
 
 Variants that continue the demo model of the same seed for --more epochs at half the learning rate, and keep the last
 epoch:
 
-    again             as demo
-    again_hard        with hard negatives, chosen by a model that is already trained
-    again_plain       without augmentation
-    again_plain_hard  without augmentation, with hard negatives
+    again                 as demo
+    again_hard            with hard negatives, chosen by a model that is already trained
+    again_augmented       with augmentation
+    again_augmented_hard  with augmentation and hard negatives
 
-The gallery is a second demo catalogue of 3,000 products, drawn from another seed, which no model has seen. Queries
-are all combinations of colour and category in it, such as "blue dresses"; every product that has both is right.
+There are two galleries. The first is a second demo catalogue of 3,000 products, drawn from another seed, which no
+model has seen. Queries are all combinations of colour and category in it, such as "blue dresses"; every product that
+has both is right. The second, for the metrics that start with "catalogue", is the whole catalogue of the demo, training
+and test products, as shoppers search it: each category in the form of the catalogue ("watches") and of the names
+("watch"), and each combination of colour and category with at least five products in both forms.
 
 precision@5 is the share of right products among the first 5, or among as many as there are; type@5 the share of
 those of the right category. "mistaken", for a pair of similar categories: the share of images that fit the phrase of
@@ -43,14 +55,23 @@ from common import Results, benchmark_parser, bootstrap_interval, prepare_split,
 PAIRS = (('Dresses', 'Nightdress'), ('Skirts', 'Shorts'))
 OTHER = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
 HARD = dict(hard_negative_size=8)
-PLAIN = dict(augment=False)
+AUGMENTED = dict(augment=True)
 AGAIN = dict(lr=2e-4, val_size=0.)
+WITHOUT_BARE = dict(texts=dict(name=1, full_text=1, attributes=2))
+EARLIER = WITHOUT_BARE | dict(epochs=20, lr=4e-4, patience=4)
 VARIANTS = dict(
-    demo={}, hard_negatives=HARD, full_text=dict(texts=dict(full_text=1)), plain=PLAIN,
-    again=AGAIN, again_hard=AGAIN | HARD, again_plain=AGAIN | PLAIN, again_plain_hard=AGAIN | PLAIN | HARD)
-COMPARED_WITH = dict(
-    hard_negatives='demo', full_text='demo', plain='demo', again='demo',
-    again_hard='again', again_plain='again', again_plain_hard='again_plain')
+    demo={}, hard_negatives=HARD, full_text=dict(texts=dict(full_text=1)), augmented=AUGMENTED,
+    earlier=EARLIER | AUGMENTED, earlier_unaugmented=EARLIER, small_patches={}, wide_text={},
+    without_bare_category=WITHOUT_BARE, fewer_epochs=dict(epochs=20), faster=dict(lr=8e-4),
+    large_batches=dict(batch_size=64, lr=8e-4, epochs=60),
+    again=AGAIN, again_hard=AGAIN | HARD, again_augmented=AGAIN | AUGMENTED,
+    again_augmented_hard=AGAIN | AUGMENTED | HARD)
+SMALL_PATCHES, WIDE_TEXT = dict(patch_size=16), dict(hidden_size=128, intermediate_size=512)
+SHAPES = dict(  # variant to changes of the vision tower and of the text tower
+    earlier=(SMALL_PATCHES, WIDE_TEXT), earlier_unaugmented=(SMALL_PATCHES, WIDE_TEXT),
+    small_patches=(SMALL_PATCHES, {}), wide_text=({}, WIDE_TEXT))
+COMPARED_WITH = {name: 'demo' for name in VARIANTS if name != 'demo'} | dict(
+    earlier_unaugmented='earlier', again_hard='again', again_augmented='again', again_augmented_hard='again_augmented')
 
 
 def fresh_gallery(folder: Path) -> tuple[pd.DataFrame, Path]:
@@ -90,6 +111,44 @@ def measure(model, processor, products: pd.DataFrame, image_dir: Path) -> dict[s
     return values
 
 
+def precision_at_5(model, processor, queries: list[str], image_embeds: np.ndarray, relevant: list) -> np.ndarray:
+    "Share of right products among the first 5, or among as many as there are, for each query."
+    from clip_ft.encode import embed_texts
+    from clip_ft.metrics import rank_relevant
+    top = rank_relevant(embed_texts(model, processor, queries), image_embeds, relevant, top_k=5).top
+    return np.array([np.isin(rows, right).sum()/min(5, len(right)) for rows, right in zip(top, relevant)])
+
+
+def measure_catalogue(model, processor, products: pd.DataFrame, image_dir: Path) -> dict[str, np.ndarray]:
+    "Metric -> its value for each plain query, searched in the catalogue of the demo."
+    from clip_ft.data import image_paths
+    from clip_ft.demo import KINDS
+    from clip_ft.encode import embed_images
+    image_embeds = embed_images(model, processor, image_paths(products, image_dir), progress=False)
+    kinds = products.groupby('category').indices
+    pairs = products.groupby(['colour', 'category']).indices
+    pairs = {pair: rows for pair, rows in pairs.items() if len(rows) >= 5}
+    values = {}
+    for form, words in dict(plural=str.lower, singular=lambda kind: KINDS[kind].noun.lower()).items():
+        for name, found in dict(kinds=kinds, pairs=pairs).items():
+            queries = [words(key) if name == 'kinds' else f'{key[0]} {words(key[1])}' for key in found]
+            right = precision_at_5(model, processor, queries, image_embeds, list(found.values()))
+            values[f'catalogue {name} {form}'] = right
+    return values
+
+
+def shaped(model, vision: dict, text: dict):
+    "A model with random weights like tiny_model, with towers of another shape."
+    import torch
+    from transformers import CLIPModel
+    config = model.config
+    for tower, changes in ((config.vision_config, vision), (config.text_config, text)):
+        for name, value in changes.items():
+            setattr(tower, name, value)
+    torch.manual_seed(0)
+    return CLIPModel(config).eval()
+
+
 def train_variant(name: str, seed: int, paths, args: Namespace) -> tuple:
     "Train one variant; returns model, processor and history. Checkpoints go to a temporary folder."
     from clip_ft.checkpoints import load_checkpoint
@@ -99,7 +158,9 @@ def train_variant(name: str, seed: int, paths, args: Namespace) -> tuple:
     from clip_ft.training import train
     products, test_products = load_split(paths)
     model, processor = open_model('tiny', products['full_text'])
-    settings = dict(epochs=args.epochs, seed=42+seed)
+    if name in SHAPES:
+        model = shaped(model, *SHAPES[name])
+    settings = dict(seed=42+seed) | (dict(epochs=args.epochs) if args.epochs else {})
     if name.startswith('again'):
         load_checkpoint(args.out/f'demo.{seed}.pt', model)
         settings = dict(epochs=args.more, seed=1042+seed)
@@ -114,6 +175,7 @@ def train_variant(name: str, seed: int, paths, args: Namespace) -> tuple:
 def run(results: Results, name: str, seed: int, paths, gallery: tuple, args: Namespace):
     "Train and measure one variant with one seed, unless its results exist."
     from clip_ft.checkpoints import save_checkpoint
+    from clip_ft.data import catalogue_folder, image_folder, load_split
     file = args.out/f'{name}.{seed}.npz'
     if file.exists():
         return
@@ -121,7 +183,9 @@ def run(results: Results, name: str, seed: int, paths, gallery: tuple, args: Nam
     with silent():
         model, processor, history = train_variant(name, seed, paths, args)
     seconds = time.perf_counter()-start
+    products = pd.concat(load_split(paths), ignore_index=True)
     values = measure(model, processor, *gallery)
+    values |= measure_catalogue(model, processor, products, image_folder(catalogue_folder(paths)))
     if name == 'demo':
         save_checkpoint(args.out/f'demo.{seed}.pt', model)
     np.savez(file, **values)
@@ -178,7 +242,7 @@ def main():
     parser.add_argument('--out', type=Path, help='folder of the results; default: below --root')
     parser.add_argument('--seeds', type=int, nargs='*', default=[0, 1])
     parser.add_argument('--products', type=int, help='size of the demo catalogue; default: 2,000')
-    parser.add_argument('--epochs', type=int, default=20)
+    parser.add_argument('--epochs', type=int, help='default: those of demo_config, or of the variant')
     parser.add_argument('--more', type=int, default=20, help='epochs of the variants that continue')
     parser.add_argument('--only', nargs='+', choices=VARIANTS, default=list(VARIANTS))
     args = parser.parse_args()

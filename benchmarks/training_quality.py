@@ -25,8 +25,14 @@ addition changes one thing:
     lora            rank 8, at ten times the learning rate, because corrections start at zero
     weight_decay    0.1
     plain_images    no augmentation
+    distillW        distillation of the image tower with the weight W
+    distill_texts   with distillW: distillation of the text tower as well (not an option of train)
+    long            --long-epochs with --long-lr; after each epoch, all metrics that could choose one are measured, and
+                    the test products
+    few             a shop with --few products
 
-combined is the recipe with all of --combine; combined-X is that without X. before is the pretrained model. Every
+defaults is the recipe with duplicates and texts, as in train(); combined is the recipe with all of --combine;
+combined-X is that without X. before is the pretrained model. Names can be joined, such as defaults+distill3. Every
 variant runs with --seeds seeds, which determine batches, augmentation and validation products; training and test
 products are the same for all.
 
@@ -38,13 +44,16 @@ to home or elsewhere by its product. Intervals are 95 % bootstrap intervals over
 the seeds; differences are paired by query. They do not cover the variation between trainings; the standard deviation
 over seeds is in the records (sd).
 
-WiSE-FT: the weights between those before (alpha 0) and after fine-tuning (alpha 1), for recipe and combined. alpha
-is chosen on products that train() set aside, by the mean hit_rate@5 of the names of home and elsewhere. The test
-products are not used for this choice.
+WiSE-FT: the weights between those before (alpha 0) and after fine-tuning (alpha 1), for the variants in --curves,
+measured on the test products, on the products that train() set aside, and by the agreement with the pretrained model
+on images and texts of several origins: products set aside, everyday things, drawn products. choose_weights() chooses
+alpha by the products of home that train() set aside and by everyday texts; it sees neither test products nor products
+of elsewhere.
 
 Each run prints a record when it ends. Runs go by seed, so that a call that is cut short is complete for some seeds;
 after --seconds no new run starts. Tables in Markdown follow, which are also written to --out (quality.md), with the
-curve (wise_ft.png, wise_ft.json) and the values of each query (runs/). --table only prints the tables again. Results
+curve (wise_ft.png, wise_ft.json), the tables that the notebooks draw (quality.csv, curves.csv, agreements.csv,
+monitors.csv) and the values of each query (runs/). --table only prints the tables again. Results
 of other variants in --out are included: a second call with --only adds to the first, if it has the same --root and
 so the same pretrained model.
 """
@@ -58,6 +67,7 @@ import time
 from argparse import SUPPRESS, Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
 from unittest.mock import patch
 
@@ -72,6 +82,7 @@ from common import (
     prepare_split,
     print_record,
     random_model,
+    rounded,
     silent,
 )
 
@@ -82,11 +93,14 @@ HOME = (
     'Sweaters', 'Jackets', 'Shrug')
 PAIRS = (('Dresses', 'Nightdress'), ('Skirts', 'Shorts'), ('Tops', 'Tunics'))
 OTHER = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
+DISTILL = (1, 3, 5, 10, 30)  # weights of the distillation
 ADDITIONS = ('duplicates', 'texts', 'hard_negatives', 'batch', 'layer_decay', 'freeze_vision', 'ema', 'lora',
-             'weight_decay', 'plain_images')
+             'weight_decay', 'plain_images', *(f'distill{weight}' for weight in DISTILL), 'distill_texts', 'long')
 KINDS = ('names', 'full texts', 'short')
 SIDES = ('home', 'elsewhere')
-CURVES = ('recipe', 'combined')  # variants whose weights are interpolated
+MODIFIERS = ('distill_texts', 'long', 'few')  # additions that are only used together with others
+DEFAULTS = ('duplicates', 'texts')  # additions that are defaults of train()
+CURVES = ('recipe', 'defaults', 'combined')  # variants whose weights are interpolated
 ALPHAS = [round(.1*i, 1) for i in range(11)]
 
 
@@ -112,18 +126,19 @@ class TestGallery:
     def __init__(self, parts: Parts, products: pd.DataFrame, processor, device):
         from clip_ft.data import duplicate_groups, image_paths
         from clip_ft.dataset import PixelCache, ResizeSpec, to_device
-        from clip_ft.metrics import relevant_rows
+        from clip_ft.queries import attribute_queries
         self.products = products.reset_index(drop=True)
         self.home = self.products['category'].isin(HOME).to_numpy()
         files, spec = image_paths(self.products, parts.image_dir), ResizeSpec.from_processor(processor)
         self.pixels = to_device(PixelCache.build(files, spec, parts.paths.pixels).pixels, device)
-        self.relevant = relevant_rows(duplicate_groups(self.products))
+        self.groups = duplicate_groups(self.products)
+        self.short = attribute_queries(self.products, 'colour')
 
 
 @contextmanager
 def ignoring_duplicates() -> Iterator[None]:
     "Inside the with block, train() treats no products as duplicates, except where it sets validation products aside."
-    from clip_ft import batches, metrics, training
+    from clip_ft import batches, metrics, steps
 
     def all_different(products):
         return np.arange(len(products), dtype=np.int64)
@@ -131,22 +146,67 @@ def ignoring_duplicates() -> Iterator[None]:
     def loss_without_groups(model, image_embeds, text_embeds, **options):
         return model_loss(model, image_embeds, text_embeds, **options | dict(groups=None))
 
-    model_loss = training.model_loss
+    model_loss = steps.model_loss
     with ExitStack() as stack:
         for module in (batches, metrics):
             stack.enter_context(patch.object(module, 'duplicate_groups', all_different))
-        stack.enter_context(patch.object(training, 'model_loss', loss_without_groups))
+        stack.enter_context(patch.object(steps, 'model_loss', loss_without_groups))
         yield
 
 
-def fit(model, processor, products: pd.DataFrame, parts: Parts, config) -> pd.DataFrame:
-    "Run train() without snapshots, with checkpoints in a temporary folder and the shared pixel cache."
+@contextmanager
+def distilling_texts(base, processor) -> Iterator[None]:
+    "Inside the with block, train() also distills the text tower of the model before training."
+    import torch
+
+    from clip_ft.batches import TrainingBatches
+    from clip_ft.encode import embed_texts
+    from clip_ft.losses import distillation_loss
+    from clip_ft.training import Trainer
+    embeds, make_batch, image_loss = {}, TrainingBatches.batch, Trainer.loss
+
+    def batch_with_texts(self, rows, step):
+        tokens, text_ids = self.texts.draw(rows, torch.Generator().manual_seed(self.seed*1_000_003+step))
+        if id(tokens) not in embeds:
+            embeds[id(tokens)] = torch.from_numpy(embed_texts(base, processor, tokens)).to(self.device)
+        return make_batch(self, rows, step) | dict(base_texts=embeds[id(tokens)][text_ids.to(self.device)])
+
+    def loss(self, batch, image_embeds, text_embeds, rows=slice(None)):
+        of_texts = distillation_loss(text_embeds, batch['base_texts'], rows)
+        return image_loss(self, batch, image_embeds, text_embeds, rows)+self.config.distill*of_texts
+
+    with patch.object(TrainingBatches, 'batch', batch_with_texts), patch.object(Trainer, 'loss', loss):
+        yield
+
+
+def fit(model, processor, products: pd.DataFrame, parts: Parts, config, monitor=None) -> tuple[pd.DataFrame, list]:
+    """Run train() without snapshots, with checkpoints in a temporary folder and the shared pixel cache.
+
+    monitor is called with the model after each epoch. Returns the history and the seconds of each epoch's training.
+    """
     from clip_ft.core import Paths
     from clip_ft.training import Trainer, train
-    with tempfile.TemporaryDirectory() as folder, patch.object(Trainer, 'save_snapshot'), silent():
+    seconds, measure_epoch, train_epoch = [], Trainer.measure_epoch, Trainer.train_epoch
+
+    def timed_epoch(trainer, epoch):
+        start = time.perf_counter()
+        means = train_epoch(trainer, epoch)
+        seconds.append(seconds_since(start))
+        return means
+
+    def monitored_epoch(trainer, epoch, means):
+        measure_epoch(trainer, epoch, means)
+        if monitor:
+            with trainer.optimizer.averaged(), torch.compiler.set_stance('force_eager'):
+                monitor(trainer.model)
+
+    import torch
+    patches = dict(save_snapshot=lambda *_, **__: None, train_epoch=timed_epoch, measure_epoch=monitored_epoch)
+    with tempfile.TemporaryDirectory() as folder, patch.multiple(Trainer, **patches), silent():
         paths = Paths(folder)
         paths.pixels = parts.paths.pixels
-        return train(model, processor, products, parts.few, parts.image_dir, paths, config, fresh=True)
+        history = train(model, processor, products, parts.few, parts.image_dir, paths, config, fresh=True)
+    return history, seconds
 
 
 def pretrain_config(args: Namespace):
@@ -161,7 +221,7 @@ def pretrain(args: Namespace, parts: Parts, results: Results):
     start = time.perf_counter()
     texts = pd.concat([parts.elsewhere, parts.home])['full_text']
     model, processor = random_model(texts, 'tiny' if args.tiny else 'small-images')
-    history = fit(model.to(default_device()), processor, parts.elsewhere, parts, pretrain_config(args))
+    history, _ = fit(model.to(default_device()), processor, parts.elsewhere, parts, pretrain_config(args))
     save_model(args.model, model, processor)
     kept = history[history.kept].iloc[0].filter(like='val_').astype(float)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -179,9 +239,13 @@ def prepare(args: Namespace, results: Results):
     if not (args.model/'config.json').exists():
         pretrain(args, parts, results)
     start = time.perf_counter()
-    processor = load_model(args.model, 'cpu')[1]
-    for products in (parts.home, parts.few, parts.test, alpha_products(parts, args)):
+    processor = load_model(args.model, 'cpu', verbose=False)[1]
+    for products in (parts.home, parts.few, parts.test):
         TestGallery(parts, products, processor, 'cpu')
+    for seed in range(args.first_seed, args.first_seed+args.seeds):
+        for products in (alpha_products(parts, args, seed), home_products(parts.home, args, seed)[0]):
+            TestGallery(parts, products, processor, 'cpu')
+    draw_demo(args.root/'drawn', processor)
     results.add(event='decoded', seconds=seconds_since(start))
 
 
@@ -191,17 +255,27 @@ def changes(args: Namespace) -> dict[str, dict]:
     "Addition -> settings of TrainConfig that it changes."
     from clip_ft.settings import TrainConfig
     return dict(
-        duplicates={}, texts=dict(texts=TrainConfig().texts), hard_negatives=dict(hard_negative_size=8),
+        duplicates={}, distill_texts={}, few={}, texts=dict(texts=TrainConfig().texts),
+        hard_negatives=dict(hard_negative_size=8),
         batch=dict(batch_size=args.big_batch, lr=args.lr*math.sqrt(args.big_batch/args.batch_size)),
         layer_decay=dict(layer_decay=.8), freeze_vision=dict(freeze_vision=2), ema=dict(ema=.99),
-        lora=dict(lora=8, lr=10*args.lr), weight_decay=dict(weight_decay=.1), plain_images=dict(augment=False))
+        lora=dict(lora=8, lr=10*args.lr), weight_decay=dict(weight_decay=.1), plain_images=dict(augment=False),
+        long=dict(epochs=args.long_epochs, patience=args.long_epochs, lr=args.long_lr),
+        **{f'distill{weight}': dict(distill=float(weight)) for weight in DISTILL})
 
 
 def variants(args: Namespace) -> dict[str, tuple | None]:
-    "Name -> additions; None for the pretrained model."
-    found = dict(before=None, recipe=()) | {name: (name,) for name in ADDITIONS} | dict(combined=tuple(args.combine))
+    "Name -> additions; None for the pretrained model. Those of --only and of the results may be joined by +."
+    found = dict(before=None, recipe=()) | {name: (name,) for name in ADDITIONS if name not in MODIFIERS}
+    found |= dict(defaults=DEFAULTS, combined=tuple(args.combine))
     for left_out in args.combine:
         found[f'combined-{left_out}'] = tuple(name for name in args.combine if name != left_out)
+    known = found | {name: (name,) for name in MODIFIERS}
+    results = (path.name.split('.')[0] for path in sorted((args.out/'runs').glob('*.npz'))) if args.out else ()
+    for name in (*(args.only or ()), *results):
+        parts = name.split('+')
+        if name not in found and all(known.get(part) is not None for part in parts):
+            found[name] = tuple(dict.fromkeys(addition for part in parts for addition in known[part]))
     return found
 
 
@@ -217,7 +291,9 @@ def config_of(additions: tuple, seed: int, args: Namespace):
 def runs(args: Namespace) -> list[tuple[str, int]]:
     "Variant and seed of all runs, the first seed of all variants before the second of any."
     names = args.only or list(variants(args))
-    return [(name, seed) for seed in range(args.seeds) for name in names if seed == 0 or name != 'before']
+    first = args.first_seed
+    return [(name, seed) for seed in range(first, first+args.seeds) for name in names
+            if seed == first or name != 'before']
 
 
 def claim(path: Path) -> bool:
@@ -236,7 +312,7 @@ def work(args: Namespace):
     from clip_ft.model import load_model, model_device
     torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
     parts = Parts(args.root)
-    model, processor = load_model(args.model)
+    model, processor = load_model(args.model, verbose=False)
     test = TestGallery(parts, parts.test, processor, model_device(model))
     for number, (name, seed) in enumerate(runs(args)):
         if time.time() > args.until:
@@ -255,26 +331,36 @@ def run(args: Namespace, parts: Parts, test: TestGallery, name: str, seed: int):
     "Fine-tune, measure, and write the results."
     from clip_ft.model import load_model, save_model
     start, notes, additions = time.perf_counter(), {}, variants(args)[name]
-    model, processor = load_model(args.model)
+    model, processor = load_model(args.model, verbose=False)
     base = {key: value.clone() for key, value in model.state_dict().items()}
+    home = few_products(parts, args) if 'few' in (additions or ()) else parts.home
+    monitor = Monitor(args, parts, home, test, processor, seed) if 'long' in (additions or ()) else None
     if additions is not None:
         with ExitStack() as stack:
             if 'duplicates' not in additions:
                 stack.enter_context(ignoring_duplicates())
-            history = fit(model, processor, parts.home, parts, config_of(additions, seed, args))
+            if 'distill_texts' in additions:
+                stack.enter_context(distilling_texts(load_model(args.model, verbose=False)[0], processor))
+            history, seconds = fit(model, processor, home, parts, config_of(additions, seed, args), monitor)
         kept = history.epoch[history.kept].iloc[0]
-        notes = dict(train_seconds=seconds_since(start), steps=history.step.max(), kept=kept)
+        notes = dict(train_seconds=seconds_since(start), epoch_seconds=min(seconds), steps=history.step.max(),
+                     kept=kept)
     if (name, seed) == ('combined', 0):
         save_model(args.out/'combined', model, processor)
     values = evaluate(model, processor, test)
     np.savez(args.out/'runs'/f'{name}.{seed}.npz', **values)
     means = {metric: each.mean() for metric, each in values.items()}
     print_record(variant=name, seed=seed, seconds=seconds_since(start), **notes, **means)
-    if name in CURVES:
-        validation = TestGallery(parts, alpha_products(parts, args, seed), processor, test.pixels.device)
-        points = curve(model, processor, base, dict(test=test, validation=validation))
-        (args.out/'runs'/f'{name}.{seed}.json').write_text(json.dumps(points))
-        print_record(curve=name, seed=seed, seconds=seconds_since(start), points=points)
+    if monitor:
+        history = history.set_index('epoch').drop(columns='kept').astype(float)
+        rows = [history.loc[epoch].to_dict() | row | dict(epoch=epoch) for epoch, row in enumerate(monitor.rows)]
+        (args.out/'runs'/f'{name}.{seed}.monitor.json').write_text(json.dumps(rounded(rows)))
+        print_record(monitor=name, seed=seed, seconds=seconds_since(start))
+    elif name in args.curves:
+        points, hits, chosen = curve(model, processor, base, args, parts, test, seed)
+        (args.out/'runs'/f'{name}.{seed}.curve.json').write_text(json.dumps(rounded(points)))
+        np.savez_compressed(args.out/'runs'/f'{name}.{seed}.hits', hits=hits, home=test.home)
+        print_record(curve=name, seed=seed, seconds=seconds_since(start), points=points[::5], chosen=chosen)
 
 
 # ---- metrics
@@ -296,12 +382,12 @@ def evaluate(model, processor, test: TestGallery) -> dict[str, np.ndarray]:
     "Metric -> its value for each query."
     from clip_ft.encode import embed_images, embed_texts
     from clip_ft.metrics import rank_relevant
-    from clip_ft.queries import attribute_queries
     image_embeds, values = embed_images(model, processor, test.pixels, progress=False), {}
     for kind, column in zip(KINDS, ('display name', 'full_text')):
-        ranking = rank_relevant(embed_texts(model, processor, test.products[column]), image_embeds, test.relevant)
-        values |= by_side(kind, test.home, **rank_values(ranking.best))
-    short, categories = attribute_queries(test.products, 'colour'), test.products['category'].to_numpy()
+        text_embeds = embed_texts(model, processor, test.products[column])
+        ranks = best_ranks(text_embeds, image_embeds, test.groups, test.pixels.device)
+        values |= by_side(kind, test.home, **rank_values(ranks))
+    short, categories = test.short, test.products['category'].to_numpy()
     ranking = rank_relevant(embed_texts(model, processor, short.texts), image_embeds, short.relevant, top_k=5)
     right = [np.isin(rows, relevant).sum()/min(5, len(relevant)) for rows, relevant in zip(ranking.top, short.relevant)]
     asked = categories[short.rows]
@@ -318,29 +404,149 @@ def alpha_products(parts: Parts, args: Namespace, seed: int = 0) -> pd.DataFrame
     "The products of both parts that train() sets aside, on which alpha is chosen."
     from clip_ft.data import split_products
     first, config = pretrain_config(args), config_of((), seed, args)
-    home = split_products(parts.home, config.val_size, config.seed)[1]
-    elsewhere = split_products(parts.elsewhere, first.val_size, first.seed)[1]
+    home = split_products(parts.home, config.val_size, config.seed, purpose='validation')[1]
+    elsewhere = split_products(parts.elsewhere, first.val_size, first.seed, purpose='validation')[1]
     return pd.concat([home, elsewhere], ignore_index=True)
 
 
-def curve(model, processor, base: dict, galleries: dict[str, TestGallery]) -> list[dict]:
-    "hit_rate@5 of names at each alpha; the model has its own weights again afterwards."
+def best_ranks(query_embeds: np.ndarray, image_embeds: np.ndarray, groups: np.ndarray, device) -> np.ndarray:
+    "Rank of the best right answer of each query, an image of its group; as rank_relevant, but on the device."
+    import torch
+    queries, images, groups = (torch.from_numpy(x).to(device) for x in (query_embeds, image_embeds, groups))
+    scores, right = queries @ images.T, groups[:len(queries), None] == groups[:len(images)]
+    best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
+    return 1+((scores >= best) & ~right).sum(1).cpu().numpy()
+
+
+def few_products(parts: Parts, args: Namespace) -> pd.DataFrame:
+    "A small shop: --few products of home."
+    return parts.home.sample(min(args.few, len(parts.home)), random_state=0).reset_index(drop=True)
+
+
+def home_products(products: pd.DataFrame, args: Namespace, seed: int) -> tuple[pd.DataFrame, int]:
+    "At most 10,000 of the products, those that train() sets aside first, and the number of these."
+    from clip_ft.data import split_products
+    config = config_of((), seed, args)
+    train, validation = split_products(products, config.val_size, config.seed, purpose='validation')
+    return pd.concat([validation, train], ignore_index=True).head(10_000), len(validation)
+
+
+class Monitor:
+    "Measures what could choose an epoch, and the test products, after each epoch."
+
+    def __init__(self, args: Namespace, parts: Parts, products: pd.DataFrame, test: TestGallery, processor, seed: int):
+        products, self.count = home_products(products, args, seed)
+        self.test, self.processor, self.rows = test, processor, []
+        self.all = TestGallery(parts, products, processor, test.pixels.device)
+
+    def __call__(self, model):
+        from clip_ft.encode import embed_images, embed_texts
+        from clip_ft.metrics import batch_metrics
+        image_embeds, row = embed_images(model, self.processor, self.all.pixels, progress=False), {}
+        for kind, column in (('full', 'full_text'), ('name', 'display name')):
+            texts = embed_texts(model, self.processor, self.all.products[column].head(self.count))
+            groups = self.all.groups[:self.count]
+            row[f'val {kind} loss'] = batch_metrics(model, image_embeds[:self.count], texts, groups)['loss']
+            for among, size in dict(val=self.count, all=len(image_embeds)).items():
+                best = best_ranks(texts, image_embeds[:size], self.all.groups, self.all.pixels.device)
+                row |= {f'{among} {kind} {name}': each.mean() for name, each in rank_values(best).items()}
+        values = evaluate(model, self.processor, self.test)
+        row |= {f'test {name}': each.mean() for name, each in values.items() if name.endswith(('hit_rate@5', 'mrr'))}
+        self.rows.append(row)
+
+
+# ---- weights between before and after
+
+def draw_demo(folder: Path, processor) -> tuple[np.ndarray, list[str]]:
+    "Draw products of many kinds, unless that is done; returns their pixels and names."
+    from clip_ft.data import clean_products, image_folder, image_paths, read_products
+    from clip_ft.dataset import PixelCache, ResizeSpec
+    from clip_ft.demo import draw_catalogue
+    if not (folder/'data.csv').exists():
+        draw_catalogue(folder, 400, seed=5)
+    with silent():
+        products = clean_products(read_products(folder), image_folder(folder))[0].drop_duplicates('display name')
+        files, spec = image_paths(products, image_folder(folder)), ResizeSpec.from_processor(processor)
+        cache = PixelCache.build(files, spec, folder)
+    return cache.pixels, products['display name'].tolist()
+
+
+class Agreement:
+    "How much a model agrees with the one before, on images and texts that need no right answers."
+
+    def __init__(self, args: Namespace, processor, validation: TestGallery):
+        from clip_ft.dataset import to_device
+        from clip_ft.wise_ft import EVERYDAY_TEXTS
+        drawn, names = draw_demo(args.root/'drawn', processor)
+        home = np.flatnonzero(validation.home)[:1000]
+        self.processor, self.before, self.device = processor, None, validation.pixels.device
+        self.images = dict(home=validation.pixels[home], drawn=to_device(drawn, validation.pixels.device))
+        home_names = list(validation.products['display name'].iloc[home])
+        self.texts = dict(home=home_names, everyday=EVERYDAY_TEXTS, drawn=names)
+
+    def __call__(self, model) -> dict[str, float]:
+        "Agreement with the model of the first call."
+        import torch
+
+        from clip_ft.encode import embed_images, embed_texts
+        now = {f'{name} images': embed_images(model, self.processor, images, progress=False)
+               for name, images in self.images.items()}
+        now |= {f'{name} texts': embed_texts(model, self.processor, texts) for name, texts in self.texts.items()}
+        self.before = before = self.before or now
+        found = {f'{name} cosine': (now[name]*before[name]).sum(1).mean() for name in now}
+        for a, b in product(now, now):
+            pairs = ([torch.from_numpy(x[name]).to(self.device) for name in (a, b)] for x in (before, now))
+            old, new = (rows @ columns.T for rows, columns in pairs)
+            if a == b:  # nothing is its own neighbour
+                old, new = (scores.fill_diagonal_(-1) for scores in (old, new))
+            found |= {f'{a} > {b} {name}': value for name, value in agreement(old, new).items()}
+        return found
+
+
+def agreement(old, new) -> dict[str, float]:
+    "Agreement of two matrices of scores, of the same queries (rows) and candidates (columns)."
+    import torch
+    ranks = new.argsort(dim=1, descending=True).argsort(dim=1).gather(1, old.topk(min(10, old.shape[1])).indices)
+    first = ranks[:, 0]
+    correlation = torch.cosine_similarity(*(scores-scores.mean(1, keepdim=True) for scores in (old, new)))
+    found = {'first@1': first < 1, 'first@5': first < 5, 'overlap@10': ranks < 10, 'mrr': 1/(1+first),
+             'correlation': correlation}
+    return {name: values.float().mean().item() for name, values in found.items()}
+
+
+def curve(model, processor, base: dict, args: Namespace, parts: Parts, test: TestGallery, seed: int) -> tuple:
+    "Metrics and agreement with before at each alpha, and which names of the test products find their product."
     from clip_ft.checkpoints import interpolate_weights
     from clip_ft.encode import embed_images, embed_texts
-    from clip_ft.metrics import rank_relevant
-    tuned, points = {key: value.clone() for key, value in model.state_dict().items()}, []
+    from clip_ft.metrics import Gallery, measure
+    from clip_ft.wise_ft import choose_weights
+    validation = TestGallery(parts, alpha_products(parts, args, seed), processor, test.pixels.device)
+    home_rows = np.flatnonzero(validation.home)
+    home = validation.products.iloc[home_rows].reset_index(drop=True)
+    home_gallery = Gallery(processor, validation.pixels[home_rows], home)
+    agree, tuned = Agreement(args, processor, validation), {k: v.clone() for k, v in model.state_dict().items()}
+    points, hits, galleries = [], [], dict(test=test, validation=validation)
     for alpha in ALPHAS:
         model.load_state_dict(interpolate_weights(base, tuned, alpha))
         point = dict(alpha=alpha)
-        for name, gallery in galleries.items():
+        for name, gallery in galleries.items():  # validation comes last; its embeddings are used again below
             text_embeds = embed_texts(model, processor, gallery.products['display name'])
             image_embeds = embed_images(model, processor, gallery.pixels, progress=False)
-            hits = rank_relevant(text_embeds, image_embeds, gallery.relevant).best <= 5
+            found = best_ranks(text_embeds, image_embeds, gallery.groups, gallery.pixels.device) <= 5
             for side, rows in zip(SIDES, (gallery.home, ~gallery.home)):
-                point[f'{name} {side}'] = float(hits[rows].mean())
-        points.append(point)
+                point[f'{name} {side}'] = float(found[rows].mean())
+            if gallery is test:
+                hits.append(found)
+        point |= {f'val {name}': value for name, value in measure(model, processor, home_gallery).items()}
+        names = best_ranks(text_embeds[home_rows], image_embeds[home_rows], home_gallery.groups, test.pixels.device)
+        point |= {f'val name {name}': value.mean() for name, value in rank_values(names).items()}
+        points.append(point | {f'agree {name}': value for name, value in agree(model).items()})
     model.load_state_dict(tuned)
-    return points
+    chosen, chosen_curve = choose_weights(model, processor, base, tuned, home_gallery)
+    agreements = dict(zip(chosen_curve.alpha, chosen_curve.agreement))
+    for point in points:
+        point['agreement'] = agreements.get(point['alpha'], math.nan)
+    return points, np.stack(hits), chosen
 
 
 # ---- tables and the plot
@@ -349,7 +555,8 @@ def read_results(args: Namespace) -> dict[str, dict[str, np.ndarray]]:
     "Variant -> metric -> values [seeds, queries], in the order of the tables."
     found = {}
     for name in variants(args):
-        files = [np.load(path) for path in sorted((args.out/'runs').glob(f'{name}.*.npz'))]
+        paths = sorted((args.out/'runs').glob(f'{name}.*.npz'))
+        files = [np.load(path) for path in paths if not path.name.endswith('.hits.npz')]
         if files:
             found[name] = {metric: np.stack([file[metric] for file in files]) for metric in files[0]}
     return found
@@ -402,8 +609,8 @@ def tables(found: dict) -> str:
 def read_curves(args: Namespace) -> dict[str, dict]:
     "Variant -> points, means over seeds, and the alpha chosen on the validation products."
     found = {}
-    for name in CURVES:
-        files = [json.loads(path.read_text()) for path in sorted((args.out/'runs').glob(f'{name}.*.json'))]
+    for name in variants(args):
+        files = [json.loads(path.read_text()) for path in sorted((args.out/'runs').glob(f'{name}.*.curve.json'))]
         if not files:
             continue
         points = pd.DataFrame(np.mean([pd.DataFrame(file) for file in files], axis=0), columns=files[0][0])
@@ -418,7 +625,8 @@ def plot_curves(curves: dict[str, dict], path: Path):
     figure = Figure(figsize=(5.2, 4), layout='constrained')
     ax = figure.subplots()
     styles = zip(('tab:gray', 'tab:blue'), ((-15, -10), (4, 3)))
-    for (name, found), (colour, offset) in zip(curves.items(), styles):
+    shown = [(name, found) for name, found in curves.items() if name in ('recipe', 'defaults')]
+    for (name, found), (colour, offset) in zip(shown, styles):
         points = 100*pd.DataFrame(found['points'])
         x, y = points['test elsewhere'], points['test home']
         ax.plot(x, y, '.-', color=colour, label=name)
@@ -440,6 +648,80 @@ def summary(values: np.ndarray) -> dict:
     return dict(mean=values.mean(), interval=bootstrap_interval(values.mean(0)).tolist(), sd=sd)
 
 
+def read_runs(args: Namespace, kind: str) -> pd.DataFrame:
+    "The points of all curves, or the epochs of all monitored runs, with columns base, variant and seed."
+    tables = []
+    for path in sorted((args.out/'runs').glob(f'*.{kind}.json')):
+        name, seed, *_ = path.name.split('.')
+        table = pd.DataFrame(json.loads(path.read_text()))
+        tables.append(pd.concat([pd.DataFrame(dict(base=args.base, variant=name, seed=int(seed)), table.index), table],
+                                axis=1))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def metric_rows(args: Namespace, found: dict) -> Iterator[dict]:
+    "Mean and interval of each metric, and of its difference to another variant, in per cent and points."
+    for name, values in found.items():
+        others = [other for other in ('recipe', 'defaults', 'plain_images', 'defaults+plain_images')
+                  if other in found and other != name
+                  and (other == 'recipe' or name.startswith((f'{other}+', f'{other},')))]
+        parts = [part for part in name.split('+') if part != 'plain_images']
+        augmented = '+'.join(parts if parts[:1] == ['defaults'] else ['recipe', *parts])
+        others += [augmented] if 'long' in parts and augmented in found and augmented != name else []
+        for metric in values:
+            if not metric.endswith(('hit_rate@5', 'mrr', 'confusion all')):
+                continue
+            for against in ('', *others):
+                both = values[metric] if not against else values[metric].mean(0)-found[against][metric].mean(0)
+                each = np.atleast_2d(both).mean(0)
+                low, high = bootstrap_interval(each)
+                yield dict(base=args.base, variant=name, against=against, metric=metric, seeds=len(values[metric]),
+                           mean=100*each.mean(), low=100*low, high=100*high)
+
+
+def chosen_rows(curves: pd.DataFrame) -> np.ndarray:
+    "Whether a point of a curve has the alpha that choose_weights() chooses."
+    from clip_ft.wise_ft import balance_alpha
+    curves, chosen = curves.rename(columns={'val mrr': 'mrr'}), np.zeros(len(curves), bool)
+    for _, rows in curves.groupby(['variant', 'seed']):
+        chosen[rows.index] = rows.alpha == balance_alpha(rows.reset_index(drop=True))
+    return chosen
+
+
+def add_chosen(args: Namespace, found: dict, curves: pd.DataFrame):
+    "Add the variants with the weights of the chosen alpha: hit_rate@5 of names."
+    for name, rows in curves[curves.chosen].groupby('variant'):
+        values = []
+        for seed, alpha in zip(rows.seed, rows.alpha):
+            file = np.load(args.out/'runs'/f'{name}.{seed}.hits.npz')
+            values.append(by_side('names', file['home'], **{'hit_rate@5': file['hits'][ALPHAS.index(alpha)]}))
+        found[f'{name}, chosen alpha'] = {metric: np.stack([each[metric] for each in values]) for metric in values[0]}
+
+
+def write_tables(args: Namespace, found: dict):
+    "Write quality.csv, curves.csv, agreements.csv and monitors.csv."
+    curves, found = read_runs(args, 'curve'), dict(found)
+    if len(curves):
+        curves['agreement'] = curves['agree everyday texts > home images correlation']
+        curves['chosen'] = chosen_rows(curves)
+        add_chosen(args, found, curves)
+        kept = ['base', 'variant', 'seed', 'alpha', 'test home', 'test elsewhere', 'val hit_rate@5', 'val mrr',
+                'val name mrr', 'agreement', 'chosen']
+        curves[kept].round(4).to_csv(args.out/'curves.csv', index=False)
+        proxies = [name for name in curves if name.startswith('agree ')]
+        after, ranks = curves[curves.alpha == 1], curves[[*proxies, 'test elsewhere']].rank()
+        pd.DataFrame([dict(base=args.base, agreement=name.removeprefix('agree '), runs=len(after),
+                           rank_correlation=ranks[name].corr(ranks['test elsewhere']),
+                           correlation_after=after[name].corr(after['test elsewhere'])) for name in proxies]
+                     ).round(3).to_csv(args.out/'agreements.csv', index=False)
+    pd.DataFrame(metric_rows(args, found)).round(2).to_csv(args.out/'quality.csv', index=False)
+    monitors = read_runs(args, 'monitor')
+    if len(monitors):
+        kept = [name for name in monitors if name in ('base', 'variant', 'seed', 'epoch', 'val_loss', 'val name loss')
+                or (name.endswith(('hit_rate@5', 'mrr')) and ' ' in name and 'elsewhere' not in name)]
+        monitors[kept].round(4).to_csv(args.out/'monitors.csv', index=False)
+
+
 def report(args: Namespace, results: Results):
     "Add the summaries to the records; print and write the tables and the plot."
     found, curves = read_results(args), read_curves(args)
@@ -453,6 +735,7 @@ def report(args: Namespace, results: Results):
     if curves:
         (args.out/'wise_ft.json').write_text(json.dumps(curves, indent=1))
         plot_curves(curves, args.out/'wise_ft.png')
+    write_tables(args, found)
     text = tables(found)
     (args.out/'quality.md').write_text(text+'\n')
     print('\n'+text, flush=True)
@@ -488,9 +771,13 @@ def make_parser():
     parser.add_argument('--model', type=Path, help='folder of the pretrained model; default: below --root')
     parser.add_argument('--workers', type=int, default=1, help='number of processes that train on the same device')
     parser.add_argument('--seeds', type=int, default=3)
+    parser.add_argument('--first-seed', type=int, default=0)
+    parser.add_argument('--base', default='1', help='name of the pretrained model in the tables')
+    parser.add_argument('--curves', nargs='*', metavar='NAME', default=CURVES, help='variants whose weights are '
+                        'interpolated with those before')
     parser.add_argument('--seconds', type=float, default=math.inf, help='start no run after this time')
-    parser.add_argument('--only', nargs='+', metavar='NAME', help='only these variants: before, recipe, combined, '
-                        'an addition, or combined-ADDITION')
+    parser.add_argument('--only', nargs='+', metavar='NAME', help='only these variants: before, recipe, defaults, '
+                        'combined, an addition, combined-ADDITION, or several joined by +, such as recipe+long')
     parser.add_argument('--combine', nargs='+', choices=ADDITIONS, metavar='ADDITION', help='additions of combined',
                         default=['duplicates', 'texts', 'hard_negatives', 'batch'])
     parser.add_argument('--pretrain-epochs', type=int, default=40)
@@ -499,6 +786,9 @@ def make_parser():
     parser.add_argument('--epochs', type=int, default=3)
     parser.add_argument('--batch-size', type=int, default=64)
     parser.add_argument('--big-batch', type=int, default=256)
+    parser.add_argument('--long-epochs', type=int, default=12)
+    parser.add_argument('--long-lr', type=float, default=3e-4)
+    parser.add_argument('--few', type=int, default=2000, help='number of products of few')
     parser.add_argument('--lr', type=float, default=1e-4)
     parser.add_argument('--tiny', action='store_true', help='1,500 products and a tiny model, for a trial')
     parser.add_argument('--table', action='store_true', help='only make the tables from the results in --out')

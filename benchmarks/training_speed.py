@@ -90,10 +90,11 @@ class Watch:
 
 def stages() -> list[tuple[Any, str]]:
     "Functions of train() whose time is reported: owner and name of each."
-    from clip_ft import batches, training
-    functions = ('split_products', 'run_fingerprint', 'Trainer', 'Gallery', 'measure', 'load_checkpoint')
-    return [*((training, name) for name in functions), (batches, 'TextSampler'), (batches, 'to_device'),
-            (training.PixelCache, 'build'), (training.Snapshots, 'wait'), (training.Trainer, 'save_snapshot')]
+    from clip_ft import batches, models, steps, training
+    functions = ('run_fingerprint', 'Trainer', 'Gallery', 'load_checkpoint', 'remember_base', 'offer_model')
+    return [*((training, name) for name in functions), (steps, 'validation_split'), (models, 'measure'),
+            (batches, 'TextSampler'), (batches, 'to_device'), (training.PixelCache, 'build'),
+            (training.Snapshots, 'wait'), (training.Trainer, 'save_snapshot')]
 
 
 @contextmanager

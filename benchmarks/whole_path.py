@@ -2,7 +2,7 @@
 
     python benchmarks/whole_path.py CATALOGUE --root FOLDER [--limit 1000] [--model tiny|mid|vit-b-32] [--epochs 30] ...
 
-CATALOGUE is an archive or a folder, as for clip_ft_get_data. Models: tiny is tiny_model of clip_ft (1.3 M
+CATALOGUE is an archive or a folder, as for clip_ft_get_data. Models: tiny is tiny_model of clip_ft (1.2 M
 parameters, images of 96 x 96 pixels); mid has 16 M (128 x 128, patches of 16, 6 layers of 384 and 4 of 256);
 vit-b-32 has the dimensions of ViT-B/32 (151 M) and serves to measure speed and memory, since from random weights it
 learns little from a few thousand products. Further options are passed to clip_ft_train. Each command gives one

@@ -7,7 +7,7 @@ __all__ = ['Augment', 'InputError', 'LanceStore', 'Paths', 'PixelCache', 'Search
            'batch_accuracy', 'clean_products', 'clip_score', 'compare', 'contrastive_loss', 'embed_catalogue',
            'embed_images', 'embed_texts', 'evaluate', 'freeze_early_layers', 'get_data', 'hard_negative_batches',
            'interpolate_weights', 'load_checkpoint', 'load_embeddings', 'load_model', 'parameter_groups', 'preprocess',
-           'read_products', 'retrieval_metrics', 'save_checkpoint', 'save_embeddings', 'search_products',
+           'read_log', 'read_products', 'retrieval_metrics', 'save_checkpoint', 'save_embeddings', 'search_products',
            'sigmoid_loss', 'split_products', 'tiny_model', 'train']
 
 # %% ../nbs/80_init.ipynb #5bb9d523
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from clip_ft.sources import get_data
     from clip_ft.dataset import PixelCache
     from clip_ft.augment import Augment
+    from clip_ft.query_log import read_log
     from clip_ft.model import load_model, tiny_model
     from clip_ft.encode import embed_images, embed_texts
     from clip_ft.checkpoints import interpolate_weights, load_checkpoint, save_checkpoint
@@ -44,7 +45,7 @@ _all_ = [
     'Augment', 'InputError', 'LanceStore', 'Paths', 'PixelCache', 'SearchWidget', 'Searcher', 'TrainConfig',
     'batch_accuracy', 'clean_products', 'clip_score', 'compare', 'contrastive_loss', 'embed_catalogue', 'embed_images',
     'embed_texts', 'evaluate', 'freeze_early_layers', 'get_data', 'hard_negative_batches', 'interpolate_weights',
-    'load_checkpoint', 'load_embeddings', 'load_model', 'parameter_groups', 'preprocess', 'read_products',
+    'load_checkpoint', 'load_embeddings', 'load_model', 'parameter_groups', 'preprocess', 'read_log', 'read_products',
     'retrieval_metrics', 'save_checkpoint', 'save_embeddings', 'search_products', 'sigmoid_loss', 'split_products',
     'tiny_model', 'train',
 ]

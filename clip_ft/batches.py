@@ -16,12 +16,14 @@ from .augment import Augment
 from .core import InputError
 from .data import duplicate_groups
 from .dataset import Normalize, PixelCache, gather_pixels, to_device
-from .texts import TextSampler
+from .texts import TextSampler, Tokens
 from .views import draw_images, image_owners, main_rows
 
 # %% ../nbs/23_batches.ipynb #b1a70008
 class TrainingBatches:
     "Training batches, assembled on the device: functions of rows, seed, step and epoch."
+    base_embeds: torch.Tensor | None = None  # [images of the cache, D], before training; for distillation
+
     def __init__(self,
         processor: Any,  # processor of the model
         cache: PixelCache,  # pixels of all images, or of the main ones
@@ -44,9 +46,9 @@ class TrainingBatches:
         self.groups = torch.from_numpy(duplicate_groups(products))
         self.augment = Augment(cache.size) if augment else None
         self.normalize = Normalize(processor).to(self.device)
-        multiple = 16 if self.device.type == 'cuda' else 1  # few widths, few recompilations
+        self.multiple = 16 if self.device.type == 'cuda' else 1  # few recompilations
         with ThreadPoolExecutor(1) as background:  # tokenizes while the pixels are copied
-            texts = background.submit(TextSampler, processor, products, text_weights, self.device, multiple)
+            texts = background.submit(TextSampler, processor, products, text_weights, self.device, self.multiple)
             self.transform = torch.compile(self._transform) if compile else self._transform
             self.pixels = to_device(cache.pixels, self.device)
             self.texts = texts.result()
@@ -75,17 +77,30 @@ def _share(batch_size, products, processes):
 def batch(self: TrainingBatches,
     rows: torch.Tensor,  # int64 [B] on the CPU: products of the whole batch
     step: int,  # step number; with the seed, it determines texts and augmentation
-) -> dict[str, torch.Tensor]:  # pixels, random_numbers, input_ids, attention_mask of the share; groups of the batch
-    "Assemble the share of a batch of this process, on the device."
+) -> dict[str, torch.Tensor]:  # pixels, random_numbers, input_ids, attention_mask of the share; the rest of the batch
+    "Draw the texts of a batch, and assemble the share of this process."
     generator = torch.Generator().manual_seed(self.seed*1_000_003+step)
-    tokens, text_ids = self.texts.draw(rows, generator)
+    return self.assemble(rows, *self.texts.draw(rows, generator), generator)
+
+
+@patch
+def assemble(self: TrainingBatches,
+    rows: torch.Tensor,  # int64 [B] on the CPU: products of the whole batch
+    tokens: Tokens,  # texts of one kind
+    text_ids: torch.Tensor,  # int64 [B] on the CPU: row of the text of each product in tokens
+    generator: torch.Generator,  # source of the random numbers of the augmentation
+) -> dict[str, torch.Tensor]:  # as from batch
+    "Assemble the share of a batch of this process, on the device."
     random_numbers = torch.rand(len(rows), Augment.random_numbers_per_image, generator=generator)[self.mine]
     groups = torch.stack([self.groups[rows], text_ids], 1)
-    return dict(
+    batch = dict(
         pixels=gather_pixels(self.pixels, self.rows[rows[self.mine]], self.device),
         random_numbers=random_numbers.to(self.device, non_blocking=True),
         groups=groups.to(self.device, non_blocking=True),
         **tokens[text_ids[self.mine]])
+    if self.base_embeds is not None:
+        batch['base_embeds'] = self.base_embeds[self.rows[rows].to(self.device)]
+    return batch
 
 
 @patch

@@ -125,7 +125,9 @@ def load_checkpoint(
     return checkpoint
 
 # %% ../nbs/34_checkpoints.ipynb #cea4e207
-SHARED_NOTES = ('base', 'split', 'products', 'config', 'epoch', 'step', 'logit_scale')  # also in best_model/
+SHARED_NOTES = (  # also in best_model/
+    'base', 'base_hash', 'base_copy', 'started_from', 'split', 'products', 'data', 'config', 'epoch', 'step', 'alpha',
+    'logit_scale', 'monitor', 'score', 'weights_hash', 'date', 'versions')
 
 
 def save_best(
@@ -165,6 +167,7 @@ class Snapshots:
         folder: str | Path,  # folder of the snapshots, such as Paths().last
     ) -> None:
         self.folder = Path(folder)
+        self.best_path = self.folder/'best_model.pt'  # checkpoint of the best epoch so far
         self.writer = ThreadPoolExecutor(1)
         self.pending: Future = Future()  # the latest write
         self.pending.set_result(None)
@@ -236,10 +239,10 @@ def load(self: Snapshots,
 
 @patch
 def clear(self: Snapshots) -> None:
-    "Remove all snapshots, including partly written ones."
+    "Remove all snapshots and the checkpoint of the best epoch, including partly written ones."
     self.wait()
-    for path in [*self.folder.glob('step-*.pt'), *self.folder.glob('.*.pt')]:
-        path.unlink()
+    for path in [*self.folder.glob('step-*.pt'), *self.folder.glob('.*.pt'), self.best_path]:
+        path.unlink(missing_ok=True)
     if self.folder.is_dir() and not any(self.folder.iterdir()):
         self.folder.rmdir()
 
@@ -250,7 +253,7 @@ def run_fingerprint(
     cache: PixelCache,  # pixels of the products
     products: pd.DataFrame,  # training products
     ignore: tuple = (),  # settings that do not change the result
-) -> dict[str, str]:  # name of a setting, or model, images, texts -> its value or hash
+) -> dict[str, str]:  # name of a setting, or model, weights, images, texts -> its value or hash
     "Fingerprint of the run; only a snapshot with the same fingerprint is resumed."
     def digest(data: bytes) -> str:
         return blake2b(data, digest_size=8).hexdigest()
@@ -259,7 +262,7 @@ def run_fingerprint(
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     texts = f'{list(products)}'.encode()+pd.util.hash_pandas_object(products).to_numpy().tobytes()
     model_digest = digest(f'{type(model).__name__} {shapes}'.encode())
-    return settings | dict(model=model_digest, images=cache.digest, texts=digest(texts))
+    return settings | dict(model=model_digest, weights=weights_hash(model), images=cache.digest, texts=digest(texts))
 
 
 @patch
@@ -272,7 +275,7 @@ def load_run(self: Snapshots,
     if state is None:
         return None
     saved = state.get('fingerprint', {})
-    differ = [name for name, value in fingerprint.items() if saved.get(name) != value]
+    differ = [name for name in fingerprint | saved if saved.get(name) != fingerprint.get(name)]
     if differ:
         advice = 'Use the same settings and data to resume it, or start again with fresh=True (--fresh).'
         raise InputError(f'{self.folder} holds an unfinished run that differs in {", ".join(differ)}. {advice}')

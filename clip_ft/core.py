@@ -56,6 +56,8 @@ class Paths:
         self.best_checkpoint = self.checkpoints/'best_model.pt'
         self.best_model = self.checkpoints/'best_model'
         self.last = self.checkpoints/'last'
+        self.kept = self.checkpoints/'kept'
+        self.bases = self.checkpoints/'base'
         self.history_csv = self.checkpoints/'training_history.csv'
         self.history_png = self.checkpoints/'training_history.png'
 

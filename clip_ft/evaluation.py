@@ -129,12 +129,13 @@ def _search(evaluation, embedded, name, ks, n_resamples):
     queries = evaluation.query_sets[name]
     query_embeds, gallery_embeds, owners = embedded.search_embeds(queries)
     block_size = min(512, max(1, _SCORES//len(gallery_embeds)))
-    ranking = rank_relevant(query_embeds, gallery_embeds, queries.relevant, top_k=10, block_size=block_size,
+    ranking = rank_relevant(query_embeds, gallery_embeds, queries.relevant, queries.gains, 10, block_size=block_size,
                             owners=owners)
     metrics = query_metrics(ranking, ks)
     asked = pd.DataFrame({'query': queries.texts, 'row': queries.rows, 'right': ranking.counts})
     evaluation.per_query[name], evaluation.top_results[name] = asked.join(metrics), ranking.top
-    values, best = (pd.Series(mean_metrics(table)) for table in (metrics, ideal_metrics(queries.relevant, ks)))
+    ideal = ideal_metrics(queries.relevant, ks, queries.gains)
+    values, best = (pd.Series(mean_metrics(table)) for table in (metrics, ideal))
     table = interval(bootstrap(metrics, queries.groups, n_resamples), values, queries.groups).loc[values.index]
     table = table.assign(queries=name, value=values, best=best, n=len(queries), gallery=len(embedded.products))
     return table.rename_axis('metric').reset_index()[_RETRIEVAL]

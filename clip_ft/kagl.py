@@ -22,7 +22,7 @@ from .fast import InferenceModel
 from .images import check_images
 from .intervals import bootstrap, interval
 from .learned import Learned
-from .metrics import query_metrics, rank_relevant
+from .metrics import Ranking, query_metrics, rank_relevant
 from .tables import read_table, with_formulas
 from .views import image_owners
 
@@ -93,6 +93,25 @@ def _are_display_names(products, judgments, relevant):
     names = products['display name'].iloc[np.concatenate(relevant)]
     return bool((normalize_text(queries).to_numpy() == normalize_text(names).to_numpy()).mean() > .5)
 
+# %% ../nbs/54_kagl.ipynb #54a00002
+def _found_gains(products: pd.DataFrame, judgments: dict) -> list[np.ndarray]:
+    "The gains of the right products of each query that are in the catalogue."
+    known = set(product_ids(products, {name for judged in judgments.values() for name in judged}))
+    return [np.array([gain for name, gain in judged.items() if name in known]) for judged in judgments.values()]
+
+
+def _is_graded(judgments: dict) -> bool:
+    return len({gain for judged in judgments.values() for gain in judged.values()}) > 1
+
+
+def _graded_ndcg(ranking: Ranking, judgments: dict) -> np.ndarray:
+    "nDCG@10 of each query."
+    found = np.where(ranking.ranks <= 10, ranking.gains/np.log2(ranking.ranks + 1), 0)
+    discounts = 1/np.log2(np.arange(2, 12))
+    best = [np.sort(list(judged.values()))[:-11:-1] for judged in judgments.values()]
+    ideal = np.array([(gains*discounts[:len(gains)]).sum() for gains in best])
+    return np.bincount(ranking.query, found, len(ideal))/ideal
+
 # %% ../nbs/54_kagl.ipynb #9534e11c
 def _average_precision(ranking, listed):
     "MAP@10: over the right products among the first ten, the mean of the precision; the others count as 0."
@@ -101,8 +120,9 @@ def _average_precision(ranking, listed):
     return np.bincount(ranking.query, precision, len(listed)) / listed
 
 
-def _metrics_per_query(ranking, listed, are_names):
+def _metrics_per_query(ranking, judgments, are_names):
     "The metrics of the protocol, and the rank, of each query. Products missing from the catalogue count as not found."
+    listed = np.array([len(judged) for judged in judgments.values()])
     metrics = query_metrics(ranking, ks=(1, 10))
     if are_names:
         found = ranking.counts / listed
@@ -113,6 +133,8 @@ def _metrics_per_query(ranking, listed, are_names):
     table['MRR'] = metrics['mrr@10']
     if are_names:
         table['MAP@10'] = _average_precision(ranking, listed)
+    if _is_graded(judgments):
+        table['nDCG@10'] = _graded_ndcg(ranking, judgments)
     return table, metrics['rank']
 
 
@@ -140,21 +162,21 @@ def kagl(
     image_embeds: np.ndarray,  # float32 [M, D]: of all images of the products, or of the main ones
     judgments: dict,  # query -> {product id: gain}
     train_products: pd.DataFrame | None = None,  # training products, to detect overlap
-    learned: Learned | None = None,  # all products that the model was trained on, if it stores them
+    learned: Learned | None = None,  # what the model has learned from, if known
 ) -> pd.DataFrame:  # rows: metrics; columns: value, low, high (95 % interval), n
     "Run the KAGL benchmark. Raises InputError if no right product is in the catalogue."
     relevant = _relevant_products(products, judgments)
-    listed = np.array([len(judged) for judged in judgments.values()])
     are_names = _are_display_names(products, judgments, relevant)
     gallery, owners = image_embeds, image_owners(products, len(image_embeds))
     if not are_names:
         gallery = _mixed(image_embeds, embed_texts(model, processor, products['display name'])[owners])
-    ranking = rank_relevant(embed_texts(model, processor, list(judgments)), gallery, relevant, owners=owners)
-    table, ranks = _metrics_per_query(ranking, listed, are_names)
+    query_embeds = embed_texts(model, processor, list(judgments))
+    ranking = rank_relevant(query_embeds, gallery, relevant, _found_gains(products, judgments), owners=owners)
+    table, ranks = _metrics_per_query(ranking, judgments, are_names)
     means, queries = table.mean(), np.arange(len(table))
     bounds = interval(bootstrap(table.assign(rank=ranks), queries)[table.columns], means, queries)
     result = bounds.assign(value=means, n=len(table))[['value', 'low', 'high', 'n']]
-    right = listed.sum()
+    right = sum(map(len, judgments.values()))
     missing = right - ranking.counts.sum()
     trained = _trained_on(products, train_products, learned, np.concatenate(relevant))
     result.attrs = dict(names=are_names, gallery=len(products), right=right, missing=missing, trained=trained)

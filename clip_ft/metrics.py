@@ -338,6 +338,7 @@ def measure(
     processor: Any,  # its processor
     gallery: Gallery,  # N products
     batch_size: int = 32,  # number of products that compete in the loss
+    others: np.ndarray | None = None,  # float32 [K, D]: embeddings of images of other products, which are searched too
 ) -> dict[str, float]:  # the metrics named in METRICS
     "Batch metrics, and retrieval of images by text among the gallery; duplicates count as right answers."
     inference = InferenceModel.of(model)
@@ -345,6 +346,9 @@ def measure(
     text_embeds = embed_texts(inference, processor, gallery.tokens)
     main_embeds = image_embeds[main_rows(gallery.owners)]
     metrics = batch_metrics(inference.full, main_embeds, text_embeds, gallery.groups, batch_size)
-    ranking = rank_relevant(text_embeds, image_embeds, gallery.relevant, best_only=True, owners=gallery.owners)
+    others = image_embeds[:0] if others is None else others
+    owners = np.concatenate([gallery.owners, len(text_embeds)+np.arange(len(others))])
+    ranking = rank_relevant(text_embeds, np.concatenate([image_embeds, others]), gallery.relevant, best_only=True,
+                            owners=owners)
     metrics |= mean_metrics(query_metrics(ranking))
     return {name: metrics[name] for name in METRICS}

@@ -77,16 +77,18 @@ def tiny_model(
     texts: Iterable[str],  # texts to learn the tokenizer from, such as the full_text of the training products
     seed: int = 0,  # seed of the random weights
 ) -> tuple[CLIPModel, CLIPProcessor]:  # model in eval mode on the CPU (images of 96 x 96, D = 128); processor
-    "A CLIP of 1.3 million random weights, with its own tokenizer."
+    "A CLIP of 1.2 million random weights, with its own tokenizer."
     texts = [str(text) for text in texts]
     if not any(text.strip() for text in texts):
         raise InputError('The tiny model learns its tokenizer from texts, and there are none.')
     tokenizer = _tiny_tokenizer(texts)
     ids = {name: getattr(tokenizer, name) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
-    tower = dict(hidden_size=128, intermediate_size=512, num_attention_heads=4, projection_dim=128)
+    tower = dict(num_attention_heads=4, projection_dim=128)
     config = CLIPConfig(projection_dim=128, logit_scale_init_value=3.4,
-        text_config=dict(tower, num_hidden_layers=2, vocab_size=len(tokenizer), **ids),
-        vision_config=dict(tower, num_hidden_layers=3, image_size=96, patch_size=16))
+        text_config=dict(tower, hidden_size=64, intermediate_size=256, num_hidden_layers=2, vocab_size=len(tokenizer),
+                         **ids),
+        vision_config=dict(tower, hidden_size=128, intermediate_size=512, num_hidden_layers=3, image_size=96,
+                           patch_size=32))
     with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU; no GPU is initialized
         torch.default_generator.manual_seed(seed)
         model = CLIPModel(config).eval()
@@ -169,7 +171,7 @@ def save_model(
 ) -> None:
     "Write a model and its processor to a folder, which is never partly written."
     with replaced_folder(folder) as new, quiet():
-        model.save_pretrained(new, state_dict=weights)
+        model.save_pretrained(new, state_dict=weights and dict(weights))  # it empties the dict
         processor.save_pretrained(new)
         if notes:
             (new/NOTES_FILE).write_text(json.dumps(notes, indent=1))

@@ -15,7 +15,7 @@ from .cleaning import as_texts, is_placeholder
 from .core import InputError
 from .data import duplicate_groups
 from .metrics import relevant_rows
-from .tables import read_table
+from .query_log import query_numbers, read_log, sum_lines
 from .texts import ATTRIBUTES, category_words
 from .views import image_rows
 
@@ -27,6 +27,7 @@ class QuerySet:
     relevant: list[np.ndarray]  # N arrays with the rows of the right products, at least one per query
     rows: np.ndarray  # int [N], row of one right product; the one that the query was made from, if any
     groups: np.ndarray  # int [N], equal for queries that depend on each other, such as those of duplicates
+    gains: list[np.ndarray] | None = None  # N arrays: relevance of each right product, above 0; None: all are equal
     by_image: bool = False  # whether the query is the product's image, which is searched among the names
     metric: str = 'hit_rate@10'  # metric of the verdict; 'precision@5' for sets whose queries have many right answers
 
@@ -122,32 +123,38 @@ def query_sets(
     return sets | {kind: queries for kind, queries in short.items() if queries is not None}
 
 # %% ../nbs/50_queries.ipynb #6d1e0a06
-def _check_rows(path, queries, images, known, count):
-    "Raise InputError for the first row without a query or with an unknown image."
-    for number, (query, image) in enumerate(zip(queries, images), 2):
-        if not query:
-            raise InputError(f'{path}: row {number}, column query: the query is empty')
-        if image not in known:
-            problem = f'{image!r} is not among the {count:,} products that are searched'
-            raise InputError(f'{path}: row {number}, column image: {problem}')
+def _check_images(path, lines, known, count):
+    "Raise InputError for the first line with an unknown image."
+    unknown = ~lines['image'].isin(known).to_numpy()
+    if unknown.any():
+        first = unknown.argmax()
+        problem = f'{lines["image"].iloc[first]!r} is not among the {count:,} products that are searched'
+        raise InputError(f'{path}: row {lines.index[first]}, column image: {problem}')
+
+
+def _with_duplicates(pairs: pd.DataFrame, groups: np.ndarray) -> pd.DataFrame:
+    "The right products of each query and their gains, duplicates included: number, product and weight, sorted."
+    answers = pairs.assign(group=groups[pairs['product']]).groupby(['number', 'group'])['weight'].max().reset_index()
+    members = pd.DataFrame({'group': groups, 'product': np.arange(len(groups))})
+    return answers.merge(members, on='group').sort_values(['number', 'product'], ignore_index=True)
 
 
 def read_queries(
-    path: str | Path,  # CSV file with the columns query and image (an image name of the catalogue)
+    path: str | Path,  # CSV file: query, image (a name in the catalogue) and, optionally, grade, weight or clicks
     products: pd.DataFrame,  # products that are searched
 ) -> QuerySet:
     "Read your own queries. Raises InputError with the file, row and column of the first error."
-    table = read_table(path)
-    missing = [name for name in ('query', 'image') if name not in table]
-    if missing:
-        columns = ', '.join(map(repr, table.columns))
-        raise InputError(f'{path}: no column {", ".join(map(repr, missing))}; the table has {columns}')
-    queries, images = table['query'].str.split().str.join(' '), table['image'].str.strip()
+    lines = read_log(path)
     row_of = dict(zip(*image_rows(products))) | {image: row for row, image in enumerate(products['image'])}
-    _check_rows(path, queries, images, row_of, len(products))
-    rows = images.map(row_of).to_numpy()
-    duplicates = relevant_rows(duplicate_groups(products))
-    same_query = queries.groupby(queries.str.casefold(), sort=False).indices.values()
-    relevant = [np.unique(np.concatenate([duplicates[row] for row in rows[lines]])) for lines in same_query]
-    first = [lines[0] for lines in same_query]
-    return QuerySet(queries.iloc[first].tolist(), relevant, rows[first], np.arange(len(relevant)))
+    _check_images(path, lines, row_of, len(products))
+    numbers = query_numbers(lines['query'])
+    pairs = sum_lines(lines.assign(number=numbers, product=lines['image'].map(row_of).to_numpy()))
+    answers = _with_duplicates(pairs, duplicate_groups(products))
+    asked, first = np.unique(answers['number'], return_index=True)
+    if not len(asked):
+        raise InputError(f'{path}: no line has a weight above 0, so there are no right answers.')
+    relevant, gains = (np.split(answers[name].to_numpy(), first[1:]) for name in ('product', 'weight'))
+    graded = lines.iloc[:, 2].nunique() > 1
+    texts = lines['query'][~pd.Series(numbers, lines.index).duplicated()].iloc[asked].tolist()
+    rows = pairs.drop_duplicates('number').set_index('number').loc[asked, 'product'].to_numpy()
+    return QuerySet(texts, relevant, rows, np.arange(len(asked)), gains if graded else None)

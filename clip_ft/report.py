@@ -8,7 +8,7 @@ __all__ = ['FAILURES', 'COMPARED_METRICS', 'MAX_BYTES', 'table_html', 'write_rep
 # %% ../nbs/55_report.ipynb #ecac415d
 import warnings
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
@@ -21,18 +21,19 @@ from markupsafe import Markup
 from .cleaning import print_lines
 from .core import InputError, Paths, atomic_write, command_parser, console_script, printable, writable_file
 from .data import catalogue_folder, image_folder, load_split
-from .checkpoints import read_checkpoint
+from .checkpoints import Snapshots, read_checkpoint, weights_hash
 from .encode import embed_images, embed_images_of_models
 from .errors import confused_pairs, confusion, leaks, rank_changes, slices
 from .evaluation import Evaluation, compare, embed_products, evaluate, evaluate_embedded, overview
 from .evaluation import shown_rows, verdict
 from .kagl import kagl, kagl_report, whole_catalogue
-from .learned import leave_out, read_learned, split_digest
+from .learned import Learned, leave_out, read_learned, seen_queries, split_digest
 from .locks import stage_lock
 from .model import load_model, read_notes
 from .model_card import CARD_FILE, save_evaluation, write_card
+from .models import base_model
 from .plots import before_after, contact_sheet, figure_url, plot_confusion, plot_hit_rate, plot_ranks
-from .provenance import model_facts
+from .models import model_facts
 from .queries import MAX_SHORT, SHORT, QuerySet, read_queries, searched_products
 from .rendering import render_template, static_file
 from .splits import describe_age, read_judgments
@@ -161,28 +162,36 @@ def _parser() -> ArgumentParser:
 
 def _open_models(args: Namespace, paths: Paths, train_products: pd.DataFrame) -> dict[str, tuple[Any, Any]]:
     "Load the models to evaluate, with their processors: 'after' and, if known, 'before'."
-    base = args.base
-    if base is None and args.model is None:
-        base = _best_checkpoint(paths).get('base')
+    if args.model is None:
+        _check_checkpoint(paths)
+    notes = read_notes(args.model or paths.best_model)
+    base = base_model(paths, notes) if args.base is None else args.base
     models: dict[str, tuple[Any, Any]] = {}
-    if base not in (None, '', 'none'):
+    if base not in ('', 'none'):
         models['before'] = open_model(base, train_products['full_text'], args.device)
+        if args.base is None and notes.get('base_hash') not in (None, '', weights_hash(models['before'][0])):
+            raise InputError(f'{base} has changed since training, or belongs to another model; name the model that '
+                             'training started from with --base, or give --base none.')
     models['after'] = load_model(args.model or paths.best_model, args.device, verbose=False)
     return models
 
 
-def _best_checkpoint(paths: Paths) -> dict[str, Any]:
-    "Read best_model.pt. Raises InputError if it is not of the same epoch as best_model/."
+def _check_checkpoint(paths: Paths) -> None:
+    "Raise InputError if best_model.pt is missing, or not of the same epoch as best_model/."
+    if not paths.best_checkpoint.exists() and Snapshots(paths.last).files():
+        raise InputError(f'The run in {paths.last} is unfinished: run clip_ft_train again to resume it, or with '
+                         '--finish to end it with its best epoch so far.')
     checkpoint = read_checkpoint(paths.best_checkpoint)
     if any(checkpoint.get(name) != value for name, value in read_notes(paths.best_model).items()):
         raise InputError(f'{paths.best_checkpoint} and {paths.best_model} are not of the same epoch, because training '
                          'was interrupted; run clip_ft_train again, or name a model with --model.')
-    return checkpoint
 
-
+# %% ../nbs/55_report.ipynb #55m00002
 def _leave_out(args: Namespace, paths: Paths, test_products: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     "The test products that the models to evaluate have not learned; a sentence on the others, which is printed."
-    given = [args.model or paths.best_model, *([args.base] if args.base not in (None, 'none', 'tiny') else [])]
+    model = args.model or paths.best_model
+    base = base_model(paths, read_notes(model)) if args.base is None else args.base
+    given = [model, *([base] if base not in ('', 'none', 'tiny') else [])]
     rest, sentence = leave_out(test_products, given)
     for line in filter(None, (sentence, describe_age(paths))):
         print(printable(line))
@@ -213,8 +222,15 @@ def _evaluate_kagl(args: Namespace, paths: Paths, train_products: pd.DataFrame) 
             trained_on = (train_products, learned) if name == 'after' else ()
             result = kagl(model, processor, products, image_embeds, judgments, *trained_on)
             print_lines(f'{printable(file)}, {name}:\n{kagl_report(result)}\n')
+            _print_seen(file, judgments, learned if name == 'after' else None)
     if warning:
         print(f'Warning: {printable(warning)}')
+
+
+def _print_seen(file: str, queries: Iterable[str], learned: Learned | None) -> None:
+    sentence = seen_queries(queries, learned)
+    if sentence:
+        print(printable(f'Warning: {file}: {sentence}'))
 
 # %% ../nbs/55_report.ipynb #9bcd1e09
 class _Task(NamedTuple):
@@ -300,13 +316,22 @@ def _print_evaluations(
     "Print the verdict, the facts and the tables."
     print_lines(f'Verdict, {evaluations["test"].gallery}:\n' + '\n'.join(map(printable, sentences)) + '\n')
     print_lines('\n'.join(printable(f'{name}: {fact}') for name, fact in facts.items()) + '\n')
-    recipe = pd.concat({name: evaluation.recipe['value'] for name, evaluation in evaluations.items()}, axis=1)
+    recipes = {name: evaluation.recipe for name, evaluation in evaluations.items() if evaluation.recipe is not None}
+    recipe = pd.concat({name: table['value'] for name, table in recipes.items()}, axis=1)
     print(recipe.to_string(float_format='{:.4f}'.format), '\n')
-    print_lines(overview(**evaluations).to_string())
+    print_lines(overview(None, **evaluations).to_string())
     print(f'\n"test": queries made from {len(task.parts["test"])} products, each searched among {task.gallery}, with '
           '95 % confidence intervals; "train": the same for as many training products; "best": what a perfect model '
           f'reaches on "test". For short queries ({", ".join(SHORT)}), all searched products that fit are right; there '
           f'are at most {MAX_SHORT} of a kind.')
+
+# %% ../nbs/55_report.ipynb #55m00001
+def _print_own(task: _Task, own: dict[str, Evaluation], learned: Learned | None) -> None:
+    "Print the metrics of the user's own queries."
+    print(f'\nYour queries, each searched among the images of all {len(task.searched):,} products:')
+    print_lines(overview(None, **own).to_string())
+    for file, queries in task.own.items():
+        _print_seen(file, queries.texts, learned)
 
 # %% ../nbs/55_report.ipynb #2ebb51c2
 @console_script
@@ -343,8 +368,7 @@ def _evaluate(args: Namespace, paths: Paths) -> None:
     if args.model is None:
         _store_evaluation(paths, evaluations, models['after'][1], notes, sentences)
     if own:
-        table = overview(**own).to_string()
-        print_lines(f'\nYour queries, each searched among the images of all {len(task.searched):,} products:\n{table}')
+        _print_own(task, own, read_learned(args.model or paths.best_model))
     if args.report:
         warning = left_out or split_warning
         size = write_report(args.report, test, before, evaluations['train'], leaked, warning=warning, facts=facts)

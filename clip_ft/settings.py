@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 from .core import InputError
+from .history import TRACKERS
 from .metrics import METRICS
 
 # %% ../nbs/44_settings.ipynb #7c1fea7c
 TEXTS = dict(name=2, category=1, sentence=1, full_text=2, attributes=2)  # kind of text -> weight
-SAME_RESULT = ('compile', 'micro_batch', 'save_minutes')  # settings that do not change the result
+SAME_RESULT = ('compile', 'micro_batch', 'save_minutes', 'keep', 'log')  # settings that do not change the result
 
 @dataclass
 class TrainConfig:
@@ -23,12 +24,13 @@ class TrainConfig:
     lr: float = 5e-6  # peak learning rate of AdamW
     batch_size: int = 32  # products per batch, over all processes; each competes with all others
     val_size: float = 0.1  # share of the training products used for validation; 0: none, and the last epoch is kept
-    monitor: str = 'loss'  # validation metric that chooses the best epoch, such as loss, hit_rate@5 or mrr
+    monitor: str = 'mrr'  # validation metric that chooses the best epoch, such as mrr, hit_rate@5 or loss
     patience: int = 2  # epochs without improvement after which training stops
     warmup: float = 0.1  # share of the steps in which the learning rate rises
     weight_decay: float = 0.01  # weight decay of AdamW, applied to matrices only
     grad_clip: float = 1.0  # maximum norm of the gradient
     texts: dict = field(default_factory=TEXTS.copy)  # kind of text -> weight with which it is drawn for a batch
+    query_share: float = .25  # maximum share of the steps that learn from a search log, if there is one
     augment: bool = True  # random crop, horizontal flip, rotation, colour jitter
     hard_negative_size: int = 1  # products per cluster of similar products in a batch; 1: random batches
     micro_batch: int = 0  # products per forward pass, for batches that do not fit into memory; 0: the whole batch
@@ -37,17 +39,24 @@ class TrainConfig:
     layer_decay: float = 1.0  # learning rate of a layer, as a share of that of the layer above
     lora: int = 0  # rank of LoRA corrections, trained in place of the weights (needs peft); 0: none
     ema: float = 0.0  # decay per step of a moving average of the weights, which is evaluated; 0: none
+    distill: float = 0.0  # weight of the distance between the image embeddings and those before training; 0: none
+    interpolate: bool = True  # finally, interpolate between the weights before and after training (WiSE-FT)
     compile: bool = True  # compile the layers and record CUDA graphs on a CUDA device; faster, same result
     save_minutes: float = 5.0  # minutes between snapshots, besides those after each epoch
+    keep: int = 3  # models kept beside the best one; the oldest are removed
+    log: str = ''  # experiment tracker: tensorboard, wandb or trackio; empty: none
     seed: int = 42  # random seed
     def __post_init__(self) -> None:
         _check(self, vars(self), lambda x: not isinstance(x, int) or abs(x) < 2**63, 'below 2**63')
         _check(self, ('epochs', 'lr', 'patience', 'grad_clip', 'hard_negative_size'), lambda x: x > 0, 'above 0')
-        _check(self, ('weight_decay', 'micro_batch', 'lora', 'save_minutes', 'seed'), lambda x: x >= 0, '0 or more')
+        _check(self, ('weight_decay', 'micro_batch', 'lora', 'save_minutes', 'keep', 'seed'), lambda x: x >= 0,
+               '0 or more')
         _check(self, ('warmup', 'val_size', 'ema'), lambda x: 0 <= x < 1, 'at least 0 and below 1')
-        _check(self, ('layer_decay',), lambda x: 0 < x <= 1, 'above 0 and at most 1')
+        _check(self, ('distill',), lambda x: 0 <= x < 1e6, 'at least 0 and below 1e6')
+        _check(self, ('layer_decay', 'query_share'), lambda x: 0 < x <= 1, 'above 0 and at most 1')
         _check(self, ('batch_size',), lambda x: x >= 2, 'at least 2, because products compete with each other')
         _check(self, ('monitor',), lambda x: x in METRICS, f'one of {", ".join(METRICS)}')
+        _check(self, ('log',), lambda x: x in ('', *TRACKERS), f'empty or one of {", ".join(TRACKERS)}')
         _check(self, ('texts',), lambda x: sum(x.values()) > 1e-6 and all(0 <= weight < 1e6 for weight in x.values()),
                'weights of 0 or more, below 1e6 and not all 0')
         if self.lora and (self.freeze_vision or self.freeze_text):

@@ -154,12 +154,14 @@ def product_texts(
 ) -> dict[str, list[pd.Series]]:  # kind to its variants; the index is the row of the product, and may repeat
     "Collect the texts to train on. Where a product has no text of a kind, its name is used instead."
     products = products.reset_index(drop=True)
-    names = products['display name'].astype(str)
+    names, categories = products['display name'].astype(str), products['category'].astype(str)
+    bare = categories.str.strip().str.lower()
     sentences = _sentences(products['description'])
     without_sentence = names[~names.index.isin(sentences.index)]
     texts = dict(
         name=[names],
-        category=[names.str.rstrip('. ') + '. ' + products['category'].astype(str)],
+        category=[names.str.rstrip('. ') + '. ' + categories],
+        bare_category=[bare.where(bare != '', names)],
         sentence=[pd.concat([sentences, without_sentence]).sort_index(kind='stable')],
         full_text=[products['full_text'].astype(str)])
     phrases = attribute_phrases(products).values()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import BIN, command
 
+from clip_ft.checkpoints import Snapshots
 from clip_ft.core import Paths
 from clip_ft.data import preprocess_main
 from clip_ft.embedding import embed_main
@@ -103,15 +104,15 @@ def test_error_line_and_exit_code_of_a_process(tmp_path):
     assert err == 'error: --top-k must be at least 1, not 0.\n'
 
 
-def test_ctrl_c_keeps_the_best_model(copied_shop, fork):
-    "Training that is interrupted exits with code 130 and leaves a checkpoint that can be loaded."
+def test_ctrl_c_keeps_the_best_epoch(copied_shop, fork, run):
+    "Training that is interrupted exits with code 130; --finish makes a model of the best epoch so far."
     paths = Paths(copied_shop)
     shutil.rmtree(paths.checkpoints)
     args = ['--root', str(paths.root), '--model', 'tiny', '--epochs', '500', '--patience', '500', '--lr', '1e-3']
     process = fork(train_main, args, log=paths.root/'log.txt')
     deadline = time.time() + 240
     while time.time() < deadline:
-        if paths.best_checkpoint.exists() and paths.history_csv.read_text().count('\n') >= 3:
+        if Snapshots(paths.last).best_path.exists():
             break  # one epoch is complete
         time.sleep(.1)
     time.sleep(1)
@@ -119,6 +120,9 @@ def test_ctrl_c_keeps_the_best_model(copied_shop, fork):
     process.join(60)
     output = (paths.root/'log.txt').read_text()
     assert process.exitcode == 130 and 'Traceback' not in output, output
+    assert '--finish' in output and not paths.best_model.exists()
+    assert 'unfinished' in run(evaluate_main, '--root', paths.root, '--device', 'cpu', refused=True)
+    assert 'Epoch' in run(train_main, *args, '--finish')
     checkpoint = torch.load(paths.best_checkpoint)
     model, _ = load_model(paths.best_model, device='cpu')
     for name, weight in model.state_dict().items():

@@ -20,6 +20,7 @@ from clip_ft.encode import embed_images, embed_texts
 from clip_ft.fast import InferenceModel
 from clip_ft.model import tiny_model
 from clip_ft.parameters import merged_state_dict
+from clip_ft.query_log import training_log
 from clip_ft.settings import TrainConfig
 from clip_ft.sources import get_data
 from clip_ft.training import Trainer, train
@@ -37,12 +38,13 @@ def demo(tmp_path_factory):
     return paths, products, test, folder, PixelCache.build(image_rows(products).paths(folder), 96, paths.pixels)
 
 
-def losses(demo, steps=40, **changes):
+def losses(demo, steps=40, queries=None, **changes):
     "Losses of some steps, and the trainer."
-    paths, products, _, _, cache = demo
+    paths, products, test, _, cache = demo
     model, processor = tiny_model(products.full_text)
     config = TrainConfig(**(dict(lr=5e-4, batch_size=64, epochs=20, val_size=0) | changes))
-    trainer = Trainer(model.cuda(), processor, cache, products, config, paths)
+    log = None if queries is None else training_log(queries, products, test)
+    trainer = Trainer(model.cuda(), processor, cache, products, config, paths, log=log)
     rows = [batch for epoch in range(1, 10) for batch in trainer.epoch_batches(epoch)][:steps]
     return torch.stack([trainer.train_step(batch)[0] for batch in rows]).cpu().numpy(), trainer
 
@@ -57,9 +59,20 @@ def test_recorded_steps_equal_plain_ones(demo):
     assert not trainer.recorded.recordings
 
 
+def test_recorded_steps_of_a_search_log(demo):
+    products = demo[1]
+    queries = pd.DataFrame({'query': 'fancy ' + products['category'], 'image': products['image'],
+                            'clicks': 1 + np.arange(len(products)) % 9})
+    plain, _ = losses(demo, 24, queries, query_share=.5, compile=False)
+    fast, trainer = losses(demo, 24, queries, query_share=.5)
+    assert any('weights' in recording.inputs for recording in trainer.recorded.recordings.values())
+    assert np.abs(fast[:10]-plain[:10]).max() < .02
+    assert np.abs(fast-plain).mean() < .05, np.abs(fast-plain).max()
+
+
 @pytest.mark.parametrize('changes', [
     dict(micro_batch=24), dict(micro_batch=24, compile=False), dict(ema=.9, layer_decay=.8),
-    dict(freeze_vision=2), dict(freeze_text=-1), dict(lora=4)])
+    dict(freeze_vision=2), dict(freeze_text=-1), dict(lora=4), dict(distill=10.), dict(distill=10., micro_batch=24)])
 def test_options_of_recorded_steps(demo, changes):
     reference = {name: value for name, value in changes.items() if name != 'micro_batch'}
     plain, _ = losses(demo, 12, **reference | dict(compile=False))
@@ -137,7 +150,7 @@ SETTINGS = ['--model', 'tiny', '--epochs', 4, '--patience', 4, '--lr', 5e-4, '--
             '--hard-negative-size', 4, '--ema', .5]
 LAUNCHER = ['-m', 'accelerate.commands.launch', '--multi_gpu', '--num_machines', 1, '--num_processes', 2,
             '--main_process_port', 0, '--mixed_precision', 'no', '--dynamo_backend', 'no']
-COMMANDS = (('train_command', 'train_main', SETTINGS, 'Kept: epoch'),
+COMMANDS = (('train_command', 'train_main', SETTINGS, 'is the best ('),
             ('embedding', 'embed_main', [], 'images embedded'))
 
 

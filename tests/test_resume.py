@@ -207,7 +207,7 @@ def test_other_settings_are_refused(halfway, start):
     assert 'Traceback' not in output
     assert last_step(root) == before
     output = finish(start(root, '--seed', 7, '--epochs', 1, '--fresh'))
-    assert 'Resuming' not in output and 'Kept: epoch 1' in output
+    assert 'Resuming' not in output and 'All 1 epochs are done.' in output
     assert not Paths(root).last.exists() and not partly_written(root)
 
 
