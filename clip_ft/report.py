@@ -263,7 +263,7 @@ def _task(
 
 def _evaluate_models(
     task: _Task, models: dict[str, tuple[Any, Any]]
-) -> tuple[dict[str, Evaluation], dict[str, Evaluation]]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     "Evaluate the models on the parts, and on the user's queries; each image is decoded and embedded once per model."
     columns = {'before, test': ('before', 'test'), 'train': ('after', 'train'), 'test': ('after', 'test')}
     columns = {column: keys for column, keys in columns.items() if keys[0] in models}
@@ -311,7 +311,7 @@ def _store_evaluation(
 
 
 def _print_evaluations(
-    evaluations: dict[str, Evaluation], task: _Task, sentences: list[str], facts: dict[str, str]
+    evaluations: dict[str, Any], task: _Task, sentences: list[str], facts: dict[str, str]
 ) -> None:
     "Print the verdict, the facts and the tables."
     print_lines(f'Verdict, {evaluations["test"].gallery}:\n' + '\n'.join(map(printable, sentences)) + '\n')
