@@ -281,7 +281,7 @@ def changed_settings(
 ) -> dict[str, Any]:  # those that differ from the defaults
     "The settings that were chosen for a run."
     defaults = asdict(TrainConfig())
-    return {name: value for name, value in config.items() if defaults.get(name, ...) != value}
+    return {name: value for name, value in config.items() if name != 'seed' and defaults.get(name, ...) != value}
 
 # %% ../nbs/45_models.ipynb #48c1000b
 def _pairs(values):
