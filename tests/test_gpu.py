@@ -150,7 +150,7 @@ SETTINGS = ['--model', 'tiny', '--epochs', 4, '--patience', 4, '--lr', 5e-4, '--
             '--hard-negative-size', 4, '--ema', .5]
 LAUNCHER = ['-m', 'accelerate.commands.launch', '--multi_gpu', '--num_machines', 1, '--num_processes', 2,
             '--main_process_port', 0, '--mixed_precision', 'no', '--dynamo_backend', 'no']
-COMMANDS = (('train_command', 'train_main', SETTINGS, 'is the best ('),
+COMMANDS = (('train_command', 'train_main', SETTINGS, 'The model was written to'),
             ('embedding', 'embed_main', [], 'images embedded'))
 
 

@@ -110,7 +110,7 @@ def written(root):
 def test_two_processes_give_what_one_gives(one, project):
     out, err = finish(start(project, launcher=TORCHRUN))
     assert_same(project, one)
-    assert out.count('is the best (') == 1 and out.count('epoch 1  train_loss') == 1
+    assert out.count('The model was written to') == 1 and out.count('epoch 1  train_loss') == 1
     for bar in ('Epoch 1/3', 'Epoch 3/3', 'Embedding images'):
         assert err.count(f'{bar}:   0%') == 1, bar
     assert 'Traceback' not in err
