@@ -38,8 +38,8 @@ app: .venv/ready ## Serve the search page to visitors (ROOT: a project, by defau
 	$(BIN)/clip_ft_app --root $(ROOT) $(APP_FLAGS)
 
 # Two halves side by side, with one thread each so that they do not compete for the same cores: the demo and the notebooks
-# from 40 on, most of which read it; the notebooks before them and tests/. Each step also runs after a failure of another one.
-WITHOUT_DEMO := ^[0-3]
+# from 35 on, most of which read it; the notebooks before them and tests/. Each step also runs after a failure of another one.
+WITHOUT_DEMO := ^([0-2]|3[0-4])
 test: .venv/ready ## Run the demo, all notebooks and all tests
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -k -j2 test-with-demo test-without-demo
 

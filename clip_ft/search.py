@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EMPTY', 'WITHOUT', 'FUSED', 'search_products', 'distinct_mask', 'median_neighbour_distance', 'Searcher',
-           'plot_results']
+           'before_searcher', 'plot_results']
 
 # %% ../nbs/65_search.ipynb #8218ae7f
 import io
@@ -15,6 +15,7 @@ import torch
 import warnings
 from PIL import Image
 from collections.abc import Iterable
+from copy import copy
 from fastcore.basics import patch
 from functools import cached_property, lru_cache
 from matplotlib.axes import Axes
@@ -26,12 +27,13 @@ from typing import Any
 from .checkpoints import weights_hash
 from .core import InputError, Paths, new_figure, printable
 from .data import catalogue_folder, image_folder
-from .embedding import check_sizes, load_embeddings
+from .embedding import check_sizes, embed_catalogue, load_embeddings
 from .encode import embed_images, embed_texts
 from .exact import ExactIndex, first_of_each, top_rows
 from .fast import InferenceModel
 from .images import image_problem, open_image
-from .model import load_model
+from .model import load_model, read_notes
+from .models import base_model
 from .tables import keep_original
 from .views import is_image_of, product_keys, product_table
 from .where import Index, with_scores
@@ -288,6 +290,22 @@ def _ranked(found: pd.DataFrame, offset: int = 0) -> pd.DataFrame:
     found = keep_original(found, ['rank']).reset_index(drop=True)
     found.insert(0, 'rank', np.arange(offset + 1, offset + 1 + len(found)))
     return found
+
+# %% ../nbs/65_search.ipynb #65b00002
+def before_searcher(
+    paths: Paths,  # project after clip_ft_train and clip_ft_embed
+    device: str | torch.device | None = None,  # default: the fastest available
+) -> Searcher:
+    "Search with the model that a project was fine-tuned from. Raises InputError if it is not known."
+    base = base_model(paths, read_notes(paths.best_model))
+    if not base:
+        raise InputError(f'{paths.best_model} does not say which model it was fine-tuned from; load that one, and make '
+                         'a Searcher of it.')
+    model, processor = load_model(base, device, verbose=False)
+    own = copy(paths)
+    own.embeddings = paths.embeddings.with_name(f'base_{paths.embeddings.name}')
+    data = embed_catalogue(model, processor, own)
+    return Searcher(model, processor, data, image_folder(catalogue_folder(paths), data['dataframe']))
 
 # %% ../nbs/65_search.ipynb #2383445b
 warnings.filterwarnings('ignore', 'Glyph .* missing from', UserWarning)  # emoji are drawn as boxes

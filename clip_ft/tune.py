@@ -36,9 +36,9 @@ from pathlib import Path
 from typing import Any
 
 # %% ../nbs/59_tune.ipynb #59a00007
-SPACE: dict[str, tuple] = dict(  # setting -> choices; lr and batch_size are factors of the default
-    lr=(1/3, 1, 3, 10), batch_size=(1, 2, 4), frozen=(0, 1/3, 2/3), augment=(True, False),
-    texts=(None, dict(full_text=1), dict(name=2, attributes=3, full_text=1)), distill=(0, 1))
+SPACE: dict[str, tuple] = dict(  # setting -> choices, the first of which changes nothing; lr, batch_size: factors
+    lr=(1, 1/3, 3, 10), batch_size=(1, 2, 4), frozen=(0, 1/3, 2/3), augment=(None, True, False),
+    texts=(None, dict(full_text=1), dict(name=2, attributes=3, full_text=1)), distill=(0, 5))
 
 
 def draw_candidates(
@@ -52,7 +52,7 @@ def draw_candidates(
     space = {name: choices for name, choices in SPACE.items() if hasattr(config, name) or name == 'frozen'}
     for _ in range(100*count):
         drawn = {name: choices[rng.integers(len(choices))] for name, choices in space.items()}
-        changed = {name: value for name, value in drawn.items() if value != SPACE[name][name == 'lr']}
+        changed = {name: value for name, value in drawn.items() if value != SPACE[name][0]}
         candidate = dict(model=models[int(rng.integers(len(models)))]) | changed
         if candidate not in found:
             found.append(candidate)
@@ -198,7 +198,7 @@ def describe(
     for name, value in changed.items():
         option = name.replace('_', '-')
         if isinstance(value, bool):
-            options.append(f'--no-{option}')
+            options.append(f'--{option}' if value else f'--no-{option}')
         elif isinstance(value, dict):
             options.append(f'--{option} '+' '.join(f'{kind}={weight:g}' for kind, weight in value.items()))
         else:
