@@ -7,7 +7,6 @@ __all__ = ['PARTS', 'TITLES', 'TRACKERS', 'plot_history', 'main_columns', 'Histo
 
 # %% ../nbs/42_history.ipynb #66e7ea71
 import math
-import numpy as np
 import os
 import pandas as pd
 import psutil
@@ -23,7 +22,7 @@ from matplotlib.figure import Figure
 from pathlib import Path
 from typing import Any
 from .core import InputError, Paths, atomic_write, new_figure
-from .metrics import METRICS
+from .metrics import METRICS, chance_mrr
 
 # %% ../nbs/42_history.ipynb #cd48b059
 PARTS = dict(train=('training', 'tab:gray', '--'), val=('validation', 'tab:orange', '-'),
@@ -197,7 +196,7 @@ def near_chance(
     n: int,  # number of products that are searched
 ) -> bool:
     "Whether a model answers hardly better than at random: less than three times, or than halfway to perfect."
-    chance = float((1/np.arange(1, n+1)).mean())
+    chance = chance_mrr(n)
     return mrr < min(3*chance, (1+chance)/2)
 
 # %% ../nbs/42_history.ipynb #42b00009

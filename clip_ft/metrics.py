@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'Ids', 'clip_score', 'batch_hits', 'batch_accuracy', 'batch_metrics', 'relevant_rows', 'Ranking',
-           'rank_relevant', 'query_metrics', 'ideal_metrics', 'mean_metrics', 'retrieval_metrics', 'Gallery', 'measure']
+           'rank_relevant', 'query_metrics', 'ideal_metrics', 'mean_metrics', 'retrieval_metrics', 'chance_mrr',
+           'Gallery', 'measure']
 
 # %% ../nbs/41_metrics.ipynb #f3f71d87
 import numpy as np
@@ -316,6 +317,13 @@ def retrieval_metrics(
 ) -> dict[str, float]:  # name of a metric -> mean over the queries
     "All retrieval metrics. Raises InputError for lists that do not fit."
     return mean_metrics(query_metrics(rank_relevant(query_embeds, gallery_embeds, relevant, gains, owners=owners), ks))
+
+# %% ../nbs/41_metrics.ipynb #41c00002
+def chance_mrr(
+    n: int,  # number of products that are searched
+) -> float:
+    "Mean reciprocal rank of random answers, one of which is right."
+    return float((1/np.arange(1, n+1)).mean())
 
 # %% ../nbs/41_metrics.ipynb #fd09b5d5
 class Gallery:

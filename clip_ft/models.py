@@ -177,13 +177,17 @@ def _score(self: Validation, model: Any, processor: Any, pixels: Any, chosen: np
     return measure(inference, processor, self.part(chosen, processor, pixels), self.batch_size, others)
 
 # %% ../nbs/45_models.ipynb #45a00015
+def _kept_folders(paths: Paths) -> list[Path]:
+    "The folders of the kept models, newest first."
+    return sorted(paths.kept.glob('[!.]*/'), reverse=True)
+
+
 def kept_models(
     paths: Paths,  # the project
 ) -> pd.DataFrame:  # one row per model, newest first: model, date, epoch, score (with the name of the metric), start
     "List the best model and those that are kept beside it."
-    folders = sorted(paths.kept.glob('[!.]*/'), reverse=True)
     rows = []
-    for folder in [paths.best_model, *folders]:
+    for folder in [paths.best_model, *_kept_folders(paths)]:
         if folder.is_dir():
             notes = read_notes(folder)
             score = f'{notes["monitor"]} {notes["score"]:.4f}' if notes.get('score') is not None else ''
@@ -213,7 +217,7 @@ def remove_old(
     keep: int,  # number of models to keep beside the best one
 ) -> None:
     "Remove the oldest kept models, and the copies of bases that no model refers to."
-    folders = sorted(paths.kept.glob('[!.]*/'), reverse=True)
+    folders = _kept_folders(paths)
     for folder in folders[keep:]:
         print(printable(f'Removed {folder}, because {keep} models are kept.'))
         shutil.rmtree(folder)
@@ -278,9 +282,10 @@ def _store(paths: Paths, model: Any, processor: Any, notes: dict[str, Any], old_
 # %% ../nbs/45_models.ipynb #48c10007
 def changed_settings(
     config: Mapping[str, Any],  # settings of a run, as stored with a model
+    default: TrainConfig | None = None,  # None: the defaults of TrainConfig
 ) -> dict[str, Any]:  # those that differ from the defaults
     "The settings that were chosen for a run."
-    defaults = asdict(TrainConfig())
+    defaults = asdict(default or TrainConfig())
     return {name: value for name, value in config.items() if name != 'seed' and defaults.get(name, ...) != value}
 
 # %% ../nbs/45_models.ipynb #48c1000b

@@ -160,12 +160,16 @@ def _parser() -> ArgumentParser:
     return parser
 
 
+def _base(args: Namespace, paths: Paths) -> str:
+    "The model to compare with: a name, a folder, 'tiny' or 'none'; empty if it is not known."
+    return base_model(paths, read_notes(args.model or paths.best_model)) if args.base is None else args.base
+
+
 def _open_models(args: Namespace, paths: Paths, train_products: pd.DataFrame) -> dict[str, tuple[Any, Any]]:
     "Load the models to evaluate, with their processors: 'after' and, if known, 'before'."
     if args.model is None:
         _check_checkpoint(paths)
-    notes = read_notes(args.model or paths.best_model)
-    base = base_model(paths, notes) if args.base is None else args.base
+    base, notes = _base(args, paths), read_notes(args.model or paths.best_model)
     models: dict[str, tuple[Any, Any]] = {}
     if base not in ('', 'none'):
         models['before'] = open_model(base, train_products['full_text'], args.device)
@@ -189,9 +193,8 @@ def _check_checkpoint(paths: Paths) -> None:
 # %% ../nbs/55_report.ipynb #55m00002
 def _leave_out(args: Namespace, paths: Paths, test_products: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     "The test products that the models to evaluate have not learned; a sentence on the others, which is printed."
-    model = args.model or paths.best_model
-    base = base_model(paths, read_notes(model)) if args.base is None else args.base
-    given = [model, *([base] if base not in ('', 'none', 'tiny') else [])]
+    base = _base(args, paths)
+    given = [args.model or paths.best_model, *([base] if base not in ('', 'none', 'tiny') else [])]
     rest, sentence = leave_out(test_products, given)
     for line in filter(None, (sentence, describe_age(paths))):
         print(printable(line))

@@ -23,7 +23,7 @@ from .locks import stage_lock
 from .metrics import METRICS
 from .model import load_model, tower_layers
 from .learned import Learned, read_learned, validation_split
-from .models import offer_model, remember_base, remove_old, validation_of
+from .models import changed_settings, offer_model, remember_base, remove_old, validation_of
 from .settings import TrainConfig
 from .views import image_rows
 from .train_command import demo_config, open_model
@@ -89,11 +89,12 @@ def plan(
     seconds: float,  # time for all trials, on all devices together
     epoch_seconds: float,  # duration of an epoch
     at_least: int,  # smallest number of candidates
+    count: int | None = None,  # number of candidates; None: as many as fit into the time
 ) -> list[tuple[int, int]]:  # epochs of each rung, and number of its candidates
     "Choose the number of candidates so that all rungs fit into the time."
     rungs = rung_epochs(epochs)
     cost = sum(n/SHRINK**rung for rung, n in enumerate(rungs))*epoch_seconds  # of one candidate at the bottom
-    count = int(np.clip(seconds/cost, max(2, at_least), 81))
+    count = count or int(np.clip(seconds/cost, max(2, at_least), 81))
     return [(n, max(1, round(count/SHRINK**rung))) for rung, n in enumerate(rungs)]
 
 # %% ../nbs/59_tune.ipynb #59a00015
@@ -142,9 +143,10 @@ def run_trial(
         result |= dict(problem=str(error).splitlines()[0])
     if not trial.is_last:
         shutil.rmtree(own.checkpoints, ignore_errors=True)
+    result |= dict(seconds=time.monotonic()-start)
     with atomic_write(file) as temporary:
-        temporary.write_text(json.dumps(result | dict(seconds=time.monotonic()-start)))
-    return json.loads(file.read_bytes())
+        temporary.write_text(json.dumps(result))
+    return result
 
 # %% ../nbs/59_tune.ipynb #59a00017
 Result = tuple[float, Trial, dict[str, Any]]  # score (higher is better), trial, and what run_trial returned
@@ -192,11 +194,11 @@ def describe(
     default: TrainConfig,
 ) -> str:
     "The settings of a candidate that are not the default ones, as options of clip_ft_train."
-    changed = {name: value for name, value in config.items() if value != getattr(default, name)
-               and name not in ('epochs', 'patience', 'keep')}
     options = [f'--model {candidate["model"]}']
-    for name, value in changed.items():
+    for name, value in changed_settings(config, default).items():
         option = name.replace('_', '-')
+        if name in ('epochs', 'patience', 'keep'):
+            continue
         if isinstance(value, bool):
             options.append(f'--{option}' if value else f'--no-{option}')
         elif isinstance(value, dict):
@@ -228,9 +230,7 @@ def _plan(paths: Paths, models: Sequence[str], minutes: float, config: TrainConf
     rungs = rung_epochs(config.epochs)
     first = Trial(0, dict(model=models[0]), rungs[0], len(rungs) == 1)
     epoch_seconds = run_trial(first, paths, config, devices[0])['seconds']/first.epochs
-    steps = plan(config.epochs, 60*minutes*len(devices), epoch_seconds, len(models))
-    if count:
-        steps = [(epochs, max(1, round(count/SHRINK**rung))) for rung, (epochs, _) in enumerate(steps)]
+    steps = plan(config.epochs, 60*minutes*len(devices), epoch_seconds, len(models), count)
     print(f'Rungs: {", ".join(f"{number} candidates for {epochs} epochs" for epochs, number in steps)}.')
     return steps
 

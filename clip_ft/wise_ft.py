@@ -18,7 +18,7 @@ from .checkpoints import interpolate_weights
 from .core import InputError, new_figure
 from .encode import embed_images, embed_texts
 from .fast import InferenceModel
-from .metrics import METRICS, Gallery, measure
+from .metrics import METRICS, Gallery, chance_mrr, measure
 from .views import main_rows
 
 # %% ../nbs/43_wise_ft.ipynb #0b02b547
@@ -121,11 +121,6 @@ def balance_alpha(
     return float(curve.alpha[balance.idxmax()]) if gain.max() > 0 else 0.
 
 
-def _chance_mrr(count: int) -> float:
-    "Mean reciprocal rank of a random order of products."
-    return (1/np.arange(1, count+1)).sum()/count
-
-
 def choose_weights(
     model: nn.Module,  # a model of this architecture; it has its own weights again afterwards
     processor: Any,  # its processor
@@ -151,7 +146,7 @@ def choose_weights(
         return shown | dict(agreement=score_agreement(before[0], before[-1]))
 
     start = _along_line(model, base, tuned, [0.], values)
-    knows = start.mrr[0] > 2*_chance_mrr(len(gallery.groups))
+    knows = start.mrr[0] > 2*chance_mrr(len(gallery.groups))
     rest = _along_line(model, base, tuned, ALPHAS[1:] if knows else [1.], values)
     curve = pd.concat([start, rest], ignore_index=True)
     return balance_alpha(curve, metric) if knows else 1., curve
