@@ -9,6 +9,7 @@ __all__ = ['TrainingBatches']
 import numpy as np
 import pandas as pd
 import torch
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from fastcore.basics import patch
@@ -23,6 +24,7 @@ from .views import draw_images, image_owners, main_rows
 class TrainingBatches:
     "Training batches, assembled on the device: functions of rows, seed, step and epoch."
     base_embeds: torch.Tensor | None = None  # [images of the cache, D], before training; for distillation
+    guide: Callable[[torch.Tensor], torch.Tensor] | None = None  # rows to embeddings [B, D]; for false negatives
 
     def __init__(self,
         processor: Any,  # processor of the model
@@ -100,6 +102,8 @@ def assemble(self: TrainingBatches,
         **tokens[text_ids[self.mine]])
     if self.base_embeds is not None:
         batch['base_embeds'] = self.base_embeds[self.rows[rows].to(self.device)]
+    if self.guide is not None:
+        batch['guide'] = self.guide(rows.to(self.device))
     return batch
 
 
