@@ -126,13 +126,13 @@ class TestGallery:
     def __init__(self, parts: Parts, products: pd.DataFrame, processor, device):
         from clip_ft.data import duplicate_groups, image_paths
         from clip_ft.dataset import PixelCache, ResizeSpec, to_device
-        from clip_ft.queries import attribute_queries
+        from clip_ft.queries import short_queries
         self.products = products.reset_index(drop=True)
         self.home = self.products['category'].isin(HOME).to_numpy()
         files, spec = image_paths(self.products, parts.image_dir), ResizeSpec.from_processor(processor)
         self.pixels = to_device(PixelCache.build(files, spec, parts.paths.pixels).pixels, device)
         self.groups = duplicate_groups(self.products)
-        self.short = attribute_queries(self.products, 'colour')
+        self.short = short_queries(self.products, 'colour', limit=len(self.products))
 
 
 @contextmanager
@@ -212,7 +212,8 @@ def fit(model, processor, products: pd.DataFrame, parts: Parts, config, monitor=
 def pretrain_config(args: Namespace):
     from clip_ft.settings import TrainConfig
     epochs = args.pretrain_epochs
-    return TrainConfig(epochs=epochs, patience=epochs, batch_size=args.pretrain_batch, lr=args.pretrain_lr)
+    return TrainConfig(epochs=epochs, patience=epochs, batch_size=args.pretrain_batch, lr=args.pretrain_lr,
+                       augment=True, interpolate=False)
 
 
 def pretrain(args: Namespace, parts: Parts, results: Results):
@@ -282,7 +283,8 @@ def variants(args: Namespace) -> dict[str, tuple | None]:
 def config_of(additions: tuple, seed: int, args: Namespace):
     "The TrainConfig of a variant."
     from clip_ft.settings import TrainConfig
-    settings = dict(texts=dict(full_text=1), epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, seed=42+seed)
+    settings = dict(texts=dict(full_text=1), epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, seed=42+seed,
+                    augment=True, interpolate=False)
     for name in additions:
         settings |= changes(args)[name]
     return TrainConfig(**settings)
