@@ -26,7 +26,7 @@ addition changes one thing:
     weight_decay    0.1
     plain_images    no augmentation
     distillW        distillation of the image tower with the weight W
-    distill_texts   with distillW: distillation of the text tower as well (not an option of train)
+    distill_texts   with distillW: distillation of the text tower as well (not an option of train; not with two_texts)
     long            --long-epochs with --long-lr; after each epoch, all metrics that could choose one are measured, and
                     the test products
     two_texts       with texts: a short and a long text of each product in every step
@@ -178,7 +178,7 @@ def distilling_texts(base, processor) -> Iterator[None]:
 
     def loss(self, batch, image_embeds, text_embeds, rows=slice(None)):
         of_texts = distillation_loss(text_embeds, batch['base_texts'], rows)
-        return image_loss(self, batch, image_embeds, text_embeds, rows)+self.config.distill*of_texts
+        return image_loss(self, batch, image_embeds, text_embeds, rows=rows)+self.config.distill*of_texts
 
     with patch.object(TrainingBatches, 'batch', batch_with_texts), patch.object(Trainer, 'loss', loss):
         yield

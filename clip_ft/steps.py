@@ -139,7 +139,7 @@ def loss(self: TrainingSteps,
 ) -> torch.Tensor:  # scalar
     "The loss of the whole batch; with rows, the part of these rows."
     related = self.log.related if self.log is not None and 'weights' in batch else None
-    options = dict(weights=batch.get('weights'), related=related, rows=rows)
+    options: dict[str, Any] = dict(weights=batch.get('weights'), related=related, rows=rows)
     losses = []
     for column, embeds in enumerate(text_embeds, 1):  # groups: duplicate group, and the number of each text
         groups = batch['groups'][:, :column+1:column]
