@@ -89,9 +89,9 @@ def measure(model, processor, products: pd.DataFrame, image_dir: Path) -> dict[s
     from clip_ft.data import image_paths
     from clip_ft.encode import embed_images, embed_texts
     from clip_ft.metrics import rank_relevant
-    from clip_ft.queries import attribute_queries
+    from clip_ft.queries import short_queries
     from clip_ft.texts import attribute_phrases
-    queries, categories = attribute_queries(products, 'colour'), products['category'].to_numpy()
+    queries, categories = short_queries(products, 'colour', limit=len(products)), products['category'].to_numpy()
     image_embeds = embed_images(model, processor, image_paths(products, image_dir), progress=False)
     query_embeds = embed_texts(model, processor, queries.texts)
     top = rank_relevant(query_embeds, image_embeds, queries.relevant, top_k=5).top

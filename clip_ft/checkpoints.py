@@ -265,6 +265,10 @@ def run_fingerprint(
     return settings | dict(model=model_digest, weights=weights_hash(model), images=cache.digest, texts=digest(texts))
 
 
+def _without_off(fingerprint: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in fingerprint.items() if value not in ('false', '0', '0.0')}
+
+
 @patch
 def load_run(self: Snapshots,
     fingerprint: dict,  # from run_fingerprint; compared with the fingerprint in the snapshot
@@ -274,8 +278,8 @@ def load_run(self: Snapshots,
     state = self.load(verbose)
     if state is None:
         return None
-    saved = state.get('fingerprint', {})
-    differ = [name for name in fingerprint | saved if saved.get(name) != fingerprint.get(name)]
+    mine, saved = _without_off(fingerprint), _without_off(state.get('fingerprint', {}))
+    differ = [name for name in mine | saved if mine.get(name) != saved.get(name)]
     if differ:
         advice = 'Use the same settings and data to resume it, or start again with fresh=True (--fresh).'
         raise InputError(f'{self.folder} holds an unfinished run that differs in {", ".join(differ)}. {advice}')
