@@ -12,11 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from accelerate.commands.launch import launch_command_parser
 from conftest import BIN, join, last_step
+from torch.distributed.run import get_args_parser as torchrun_parser
 
 from clip_ft.core import Paths
 from clip_ft.data import load_split
 from clip_ft.model import tiny_model
+from clip_ft.train_command import _parser as train_parser
 from clip_ft.train_command import train_main
 
 EPOCHS = 3      # of five steps each
@@ -28,7 +31,8 @@ SETTINGS = ['--model', 'tiny', '--device', 'cpu', '--epochs', EPOCHS, '--lr', 3e
 TOLERANCE = 1e-4
 
 
-TORCHRUN = [BIN/'torchrun', '--standalone', '--nproc-per-node', 2]
+LAUNCHERS = dict(torchrun=['--standalone', '--nproc-per-node', '2', '--'], accelerate=['--num_processes', '2'])
+TORCHRUN = [BIN/'torchrun', *LAUNCHERS['torchrun']]
 
 
 def start(root, *args, launcher=()):
@@ -105,6 +109,15 @@ def assert_same(root, other):
 def written(root):
     "Names of the files and folders below checkpoints/."
     return {path.relative_to(root).as_posix() for path in (root/'checkpoints').rglob('*')}
+
+
+@pytest.mark.parametrize('name', LAUNCHERS)
+def test_launchers_pass_all_options_on(name):
+    "No option of clip_ft_train is taken for one of the launcher, as torchrun does without a double hyphen."
+    parser = dict(torchrun=torchrun_parser, accelerate=launch_command_parser)[name]()
+    options = [option for action in train_parser()._actions for option in action.option_strings]
+    args = parser.parse_args([*LAUNCHERS[name], 'clip_ft_train', *options])
+    assert (args.training_script, args.training_script_args) == ('clip_ft_train', options)
 
 
 def test_two_processes_give_what_one_gives(one, project):
