@@ -126,13 +126,13 @@ class TestGallery:
     def __init__(self, parts: Parts, products: pd.DataFrame, processor, device):
         from clip_ft.data import duplicate_groups, image_paths
         from clip_ft.dataset import PixelCache, ResizeSpec, to_device
-        from clip_ft.queries import attribute_queries
+        from clip_ft.queries import short_queries
         self.products = products.reset_index(drop=True)
         self.home = self.products['category'].isin(HOME).to_numpy()
         files, spec = image_paths(self.products, parts.image_dir), ResizeSpec.from_processor(processor)
         self.pixels = to_device(PixelCache.build(files, spec, parts.paths.pixels).pixels, device)
         self.groups = duplicate_groups(self.products)
-        self.short = attribute_queries(self.products, 'colour')
+        self.short = short_queries(self.products, 'colour', limit=len(self.products))
 
 
 @contextmanager
