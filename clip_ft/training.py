@@ -191,7 +191,7 @@ def keep_best(self: Trainer) -> None:
     notes = dict(best, alpha=self.alpha, **self.base, **made_now(), data=source, config=asdict(config),
                  split=split_digest(self.products), products=counts, monitor=config.monitor, score=score,
                  weights_hash=weights_hash(self.model))
-    compare = partial(validation.compare, self.model, config.monitor)
+    compare = partial(validation.compare, self.model, config.monitor, score=score)
     outcome = offer_model(self.paths, self.model, self.processor, notes, self.learned, compare, config.keep)
     print(f'{self.history.outcome(config.epochs)}\n{printable(outcome)}')
     if score is not None and near_chance(best['val_mrr'], validation.searched):
