@@ -253,16 +253,16 @@ def run_fingerprint(
     cache: PixelCache,  # pixels of the products
     products: pd.DataFrame,  # training products
     ignore: tuple = (),  # settings that do not change the result
-) -> dict[str, str]:  # name of a setting, or model, weights, images, texts -> its value or hash
+) -> dict[str, str]:  # name of a setting, or model, weights, images, products -> its value or hash
     "Fingerprint of the run; only a snapshot with the same fingerprint is resumed."
     def digest(data: bytes) -> str:
         return blake2b(data, digest_size=8).hexdigest()
 
     settings = {name: json.dumps(value) for name, value in asdict(config).items() if name not in ignore}
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    texts = f'{list(products)}'.encode()+pd.util.hash_pandas_object(products).to_numpy().tobytes()
+    table = f'{list(products)}'.encode()+pd.util.hash_pandas_object(products).to_numpy().tobytes()
     model_digest = digest(f'{type(model).__name__} {shapes}'.encode())
-    return settings | dict(model=model_digest, weights=weights_hash(model), images=cache.digest, texts=digest(texts))
+    return settings | dict(model=model_digest, weights=weights_hash(model), images=cache.digest, products=digest(table))
 
 
 def _without_off(fingerprint: dict[str, str]) -> dict[str, str]:
@@ -278,7 +278,10 @@ def load_run(self: Snapshots,
     state = self.load(verbose)
     if state is None:
         return None
-    mine, saved = _without_off(fingerprint), _without_off(state.get('fingerprint', {}))
+    saved = state.get('fingerprint', {})
+    if 'products' not in saved:  # in older snapshots, the hash of the products replaces the setting texts
+        saved = saved | dict(products=saved.get('texts'), texts=fingerprint.get('texts'))
+    mine, saved = _without_off(fingerprint), _without_off(saved)
     differ = [name for name in mine | saved if mine.get(name) != saved.get(name)]
     if differ:
         advice = 'Use the same settings and data to resume it, or start again with fresh=True (--fresh).'

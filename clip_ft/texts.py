@@ -126,9 +126,10 @@ def attribute_phrases(
         if columns:
             values[kind] = products[columns[0]].astype(str).str.lower()
     phrases = {}
+    words = category_words(products['category'])
     for kinds in PHRASES:
         if all(kind in values for kind in kinds):
-            text = category_words(products['category'])
+            text = words
             for kind in reversed(kinds):
                 text = values[kind] + ' ' + text
             phrases[' '.join(kinds)] = text.str.split().str.join(' ')
@@ -141,10 +142,15 @@ _WORD = re.compile(f'[{_UNSPACED}]{{2}}|[^\\s{_UNSPACED}]+')
 _SENTENCE_END = re.compile(  # Latin, Arabic and Devanagari marks, then Chinese and Japanese ones
     '(?<=[.!?;\u061b\u061f\u06d4\u0964])\\s+|(?<=[\u3002\uff01\uff1b\uff1f])\\s*')
 
+def _has_words(sentence: str, count: int = 3) -> bool:
+    "Whether a sentence has that many words; most scripts separate them by spaces, which is found out quickly."
+    return len(sentence.split(None, count)) >= count or len(_WORD.findall(sentence)) >= count
+
+
 def _sentences(descriptions: pd.Series) -> pd.Series:
     "Return the sentences to train on; the index is the row of the product."
     sentences = descriptions.astype(object).str.split(_SENTENCE_END).explode().str.strip()
-    sentences = sentences[[len(_WORD.findall(sentence)) >= 3 for sentence in sentences]]
+    sentences = sentences[[_has_words(sentence) for sentence in sentences]]
     shared_by = sentences.groupby(sentences.str.casefold()).transform('size')
     return sentences[shared_by <= BOILERPLATE]
 
