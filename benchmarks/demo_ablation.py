@@ -1,7 +1,7 @@
 """Effect of settings, texts, augmentation and shape of the tiny CLIP on the demo catalogue.
 
     python benchmarks/demo_ablation.py [--root FOLDER] [--out FOLDER] [--seeds 0 1] [--only demo hard_negatives ...]
-        [--products 2000] [--epochs 20] [--more 20]
+        [--products 2000] [--epochs 40] [--more 20] [--workers 1] [--csv benchmarks/results/demo_ablation.csv]
 
 Variants that start from random weights:
 
@@ -46,13 +46,16 @@ share that agree in colour and category, of all such pairs and of those that are
 share that is left out; means of the epochs.
 
 The table at the end gives means over queries or images, in per cent, with 95 % bootstrap intervals; the value of a
-query is the mean of its seeds. Differences are paired, and their standard deviation over seeds is given. Each run
-prints one record. Runs that are finished in --out are not repeated, so that several processes can share the work,
-each with its own --seeds, once a call with --seeds and no number has drawn the catalogues.
+query is the mean of its seeds. Differences are paired. --csv writes the same table, one row per metric, with the
+standard deviation over seeds (spread). Each run prints one record. Runs that are finished in --out are not repeated.
+--workers is the number of runs at the same time; on a GPU, which they share, eight keep 16 cores busy.
 """
+import multiprocessing
 import tempfile
 import time
 from argparse import Namespace
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +66,7 @@ PAIRS = (('Dresses', 'Nightdress'), ('Skirts', 'Shorts'))
 OTHER = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
 HARD = dict(hard_negative_size=8)
 AUGMENTED = dict(augment=True)
-AGAIN = dict(lr=2e-4, val_size=0.)
+AGAIN = dict(lr=2.5e-4, val_size=0.)
 WITHOUT_BARE = dict(texts=dict(name=1, full_text=1, attributes=2))
 SKIPS, MARGINS = (3, 7), (10, 20, 30)
 SKIPPED = {f'skip{skip}': dict(hard_negative_skip=skip) for skip in SKIPS}
@@ -102,9 +105,9 @@ def measure(model, processor, products: pd.DataFrame, image_dir: Path) -> dict[s
     from clip_ft.data import image_paths
     from clip_ft.encode import embed_images, embed_texts
     from clip_ft.metrics import rank_relevant
-    from clip_ft.queries import attribute_queries
+    from clip_ft.queries import short_queries
     from clip_ft.texts import attribute_phrases
-    queries, categories = attribute_queries(products, 'colour'), products['category'].to_numpy()
+    queries, categories = short_queries(products, 'colour', limit=len(products)), products['category'].to_numpy()
     image_embeds = embed_images(model, processor, image_paths(products, image_dir), progress=False)
     query_embeds = embed_texts(model, processor, queries.texts)
     top = rank_relevant(query_embeds, image_embeds, queries.relevant, top_k=5).top
@@ -177,7 +180,7 @@ def train_variant(name: str, seed: int, paths, args: Namespace) -> tuple:
     if name.startswith('again'):
         load_checkpoint(args.out/f'demo.{seed}.pt', model)
         settings = dict(epochs=args.more, seed=1042+seed)
-    config = demo_config(**settings | VARIANTS[name])
+    config = demo_config(**settings | VARIANTS[name], compile=False)  # compiling takes longer than these runs
     with tempfile.TemporaryDirectory() as folder:
         own = Paths(folder)
         own.pixels = paths.pixels
@@ -185,13 +188,13 @@ def train_variant(name: str, seed: int, paths, args: Namespace) -> tuple:
     return model, processor, history
 
 
-def run(results: Results, name: str, seed: int, paths, gallery: tuple, args: Namespace):
-    "Train and measure one variant with one seed, unless its results exist."
+def run(name: str, seed: int, paths, gallery: tuple, args: Namespace) -> dict | None:
+    "Train and measure one variant with one seed; returns its record, or None if its results exist already."
     from clip_ft.checkpoints import save_checkpoint
     from clip_ft.data import catalogue_folder, image_folder, load_split
     file = args.out/f'{name}.{seed}.npz'
     if file.exists():
-        return
+        return None
     start = time.perf_counter()
     with silent(), measuring_negatives() as negatives:
         model, processor, history = train_variant(name, seed, paths, args)
@@ -204,50 +207,43 @@ def run(results: Results, name: str, seed: int, paths, gallery: tuple, args: Nam
     np.savez(file, **values)
     means = {metric: each.mean() for metric, each in values.items()}
     means['test_hit_rate@5'] = history[history.kept]['test_hit_rate@5'].iloc[0]
-    results.add(name=name, seed=seed, train_seconds=seconds, epochs=history.epoch.max(),
+    return dict(name=name, seed=seed, train_seconds=seconds, epochs=history.epoch.max(),
                 negatives=pd.DataFrame(negatives).mean().to_dict(), **means)
 
 
-def percent(values: list[np.ndarray]) -> str:
-    "Mean over seeds and queries, with its interval, in per cent."
+def run_all(results: Results, paths, gallery: tuple, args: Namespace):
+    "Run all variants, those that start from the demo model last."
+    context = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(args.workers, mp_context=context) as pool:
+        for again in (False, True):
+            names = [name for name in args.only if name.startswith('again') == again]
+            jobs = [pool.submit(run, name, seed, paths, gallery, args) for seed in args.seeds for name in names]
+            for job in jobs:
+                record = job.result()
+                if record:
+                    results.add(**record)
+
+
+def summary(values: list[np.ndarray]) -> dict:
+    "Mean over seeds and queries, with its interval, and the standard deviation over seeds, in per cent."
     mean = np.mean(values, axis=0)
     low, high = bootstrap_interval(mean)
-    return f'{100*mean.mean():.1f} ({100*low:.1f} to {100*high:.1f})'
+    spread = np.std([each.mean() for each in values], ddof=1) if len(values) > 1 else np.nan
+    return dict(seeds=len(values)) | {name: 100*float(value) for name, value in dict(
+        mean=mean.mean(), low=low, high=high, spread=spread).items()}
 
 
-def difference(values: dict[str, list], others: dict[str, list]) -> dict[str, str]:
-    "Paired differences of all metrics, with their standard deviation over seeds."
-    cells = {}
-    for metric in values:
-        changes = [value-other for value, other in zip(values[metric], others[metric])]
-        spread = np.std([100*change.mean() for change in changes], ddof=1) if len(changes) > 1 else np.nan
-        cells[metric] = f'{percent(changes)}, seeds {spread:.1f}'
-    return cells
-
-
-def read_runs(out: Path, name: str) -> dict[str, dict[str, np.ndarray]]:
-    "Seed -> metric -> values."
-    return {path.name.split('.')[1]: dict(np.load(path)) for path in sorted(out.glob(f'{name}.*.npz'))}
-
-
-def by_metric(runs: dict[str, dict], seeds: list[str]) -> dict[str, list]:
-    "Metric -> values of each seed."
-    return {metric: [runs[seed][metric] for seed in seeds] for metric in runs[seeds[0]]}
-
-
-def table(out: Path, names: list[str]) -> pd.DataFrame:
-    "Metrics of each variant, and differences between variants."
-    runs = {name: read_runs(out, name) for name in names}
-    runs = {name: found for name, found in runs.items() if found}
-    rows = {}
+def table_rows(out: Path, names: list[str]) -> Iterator[dict]:
+    "The metrics of each variant (against is empty), and its differences to the one that it is compared with."
+    runs = {name: {path.name.split('.')[1]: dict(np.load(path)) for path in sorted(out.glob(f'{name}.*.npz'))}
+            for name in names}
     for name, found in runs.items():
-        values = by_metric(found, list(found))
-        rows[f'{name} ({len(found)} seeds)'] = {metric: percent(each) for metric, each in values.items()}
-    for name, other in COMPARED_WITH.items():
-        seeds = sorted(runs.get(name, {}).keys() & runs.get(other, {}).keys())
-        if seeds:
-            rows[f'{name} - {other}'] = difference(by_metric(runs[name], seeds), by_metric(runs[other], seeds))
-    return pd.DataFrame(rows).T
+        for against in dict.fromkeys(['', COMPARED_WITH.get(name, '')]):
+            seeds = found if not against else sorted(found.keys() & runs.get(against, {}).keys())
+            for metric in next(iter(found.values())) if seeds else []:
+                values = [found[seed][metric]-(runs[against][seed][metric] if against else 0) for seed in seeds]
+                if len(values[0]):  # a small catalogue lacks some queries
+                    yield dict(variant=name, against=against, metric=metric) | summary(values)
 
 
 def main():
@@ -259,6 +255,8 @@ def main():
     parser.add_argument('--epochs', type=int, help='default: those of demo_config, or of the variant')
     parser.add_argument('--more', type=int, default=20, help='epochs of the variants that continue')
     parser.add_argument('--only', nargs='+', choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument('--workers', type=int, default=1, help='number of runs at the same time')
+    parser.add_argument('--csv', type=Path, help='file to write the table to')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Results(args) as results:
         root = args.root or Path(folder)
@@ -267,12 +265,13 @@ def main():
         with silent():
             paths = prepare_split(root/'shop', 'demo', args.products)
         gallery = fresh_gallery(root/'fresh')
-        for seed in args.seeds:
-            for name in args.only:
-                run(results, name, seed, paths, gallery, args)
-        found = table(args.out, args.only)
-        results.add(name='table', rows=found.to_dict('index'))
-        print(found.to_string())
+        run_all(results, paths, gallery, args)
+        found = pd.DataFrame(table_rows(args.out, args.only)).round(2)
+        if args.csv:
+            found.to_csv(args.csv, index=False)
+        cells = [f'{mean} ({low} to {high})' for mean, low, high in zip(found['mean'], found['low'], found['high'])]
+        keys = ['variant', 'against', 'seeds']
+        print(found.assign(cell=cells).pivot(index=keys, columns='metric', values='cell').to_string())
 
 
 if __name__ == '__main__':

@@ -40,6 +40,7 @@ class Paths:
     "Locations of the files of a project. Creates nothing on disk."
     def __init__(self,
         root: str | Path = '.',  # folder that holds data/ and checkpoints/
+        checkpoints: str | Path | None = None,  # folder of models and history; None: checkpoints/ below root
     ) -> None:
         self.root = Path(root)
         self.raw = self.root/'data'/'raw'
@@ -52,7 +53,7 @@ class Paths:
         self.split_json = self.split/'split.json'
         self.rejects_csv = self.processed/'rejects.csv'
         self.embeddings = self.processed/'image_embeddings.npz'
-        self.checkpoints = self.root/'checkpoints'
+        self.checkpoints = self.root/'checkpoints' if checkpoints is None else Path(checkpoints)
         self.best_checkpoint = self.checkpoints/'best_model.pt'
         self.best_model = self.checkpoints/'best_model'
         self.last = self.checkpoints/'last'

@@ -38,7 +38,7 @@ _BASE_NOTES = ('base', 'base_hash', 'base_copy')
 
 def _is_own(paths: Paths, name: str) -> bool:
     "Whether a model is one of this project."
-    return bool(name) and Path(name).resolve().is_relative_to(paths.checkpoints.resolve())
+    return bool(name) and Path(name).resolve().is_relative_to(Paths(paths.root).checkpoints.resolve())
 
 
 def remember_base(
@@ -116,7 +116,7 @@ class Validation:
 
 def validation_of(
     processor: Any,  # processor of the model
-    pixels: Any,  # images of all products, or their main ones, in a form that embed_images takes
+    pixels: Any,  # images of all products, or their main ones, as for embed_images; None: from the pixel cache
     products: pd.DataFrame,  # training products, with those for validation
     chosen: np.ndarray,  # int [N]: positions of the validation products among them
     image_dir: str | Path,  # folder of the images
@@ -127,6 +127,7 @@ def validation_of(
     def decode(spec: ResizeSpec) -> Any:
         return PixelCache.build(image_rows(products).paths(image_dir), spec, paths.pixels).pixels
 
+    pixels = decode(ResizeSpec.from_processor(processor)) if pixels is None else pixels
     owners = image_owners(products, len(pixels))
     others = np.delete(main_rows(owners), chosen)
     rows = np.flatnonzero(np.isin(owners, chosen))
@@ -140,6 +141,7 @@ def compare(self: Validation,
     other: Any,  # another model
     processor: Any,  # its processor
     learned: Learned | None = None,  # products that it was trained on, if known
+    score: float | None = None,  # the metric of the first model on all validation products, if it is known
 ) -> tuple[float, float, str]:  # the metric of both, NaN if they cannot be compared; the reason, or empty
     "Measure two models on the validation products that the other one was not trained on."
     known = np.zeros(len(self.products), bool) if learned is None else learned.train(self.products)
@@ -147,9 +149,10 @@ def compare(self: Validation,
         return math.nan, math.nan, 'there are no validation products to compare them on'
     if len(known)-known.sum() < min(MIN_COMPARED, len(known)):
         return math.nan, math.nan, f'it was trained on {known.sum():,} of {len(known):,} validation products'
-    pairs = (model, self.processor, self.pixels), (other, processor, self._pixels_for(processor))
-    new, old = (self._score(*pair, np.flatnonzero(~known))[monitor] for pair in pairs)
-    return new, old, ''
+    rest = np.flatnonzero(~known)
+    if score is None or known.any():
+        score = self._score(model, self.processor, self.pixels, rest)[monitor]
+    return score, self._score(other, processor, self._pixels_for(processor), rest)[monitor], ''
 
 
 @patch

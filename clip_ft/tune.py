@@ -7,7 +7,6 @@ __all__ = ['SPACE', 'SHRINK', 'Result', 'Report', 'draw_candidates', 'candidate_
            'run_trial', 'describe', 'tune', 'tune_main']
 
 # %% ../nbs/59_tune.ipynb #59a00004
-import copy
 import json
 import numpy as np
 import pandas as pd
@@ -15,17 +14,16 @@ import shutil
 import time
 import torch
 from argparse import ArgumentParser
-from .checkpoints import read_checkpoint, weights_hash
+from .checkpoints import read_checkpoint
 from .core import InputError, Paths, atomic_write, command_parser, console_script, printable
 from .data import catalogue_folder, image_folder, load_split
-from .dataset import PixelCache, ResizeSpec, to_device
+from .formats import replaced_folder
 from .locks import stage_lock
 from .metrics import METRICS
 from .model import load_model, tower_layers
 from .learned import Learned, read_learned, validation_split
-from .models import changed_settings, offer_model, remember_base, remove_old, validation_of
+from .models import changed_settings, offer_model, remove_old, validation_of
 from .settings import TrainConfig
-from .views import image_rows
 from .train_command import demo_config, open_model
 from .training import train
 from collections.abc import Callable, Sequence
@@ -112,11 +110,7 @@ class Trial:
 
     def paths(self, paths: Paths) -> Paths:
         "The locations of the trial: checkpoints of its own, and the data of the project."
-        own, project = Paths(self.folder(paths)), copy.copy(paths)
-        for name in ('checkpoints', 'best_checkpoint', 'best_model', 'last', 'kept', 'bases', 'history_csv',
-                     'history_png'):
-            setattr(project, name, getattr(own, name))
-        return project
+        return Paths(paths.root, self.folder(paths)/'checkpoints')
 
 
 def run_trial(
@@ -249,22 +243,21 @@ def _search(paths: Paths, chosen: list[tuple[int, dict[str, Any]]], steps: list[
 
 def _keep(paths: Paths, trial: Trial, config: TrainConfig, device: str | None) -> str:
     "Offer the model of a trial as the best model of the project."
-    train_products, _ = load_split(paths)
-    texts, own = train_products.full_text, trial.paths(paths)
-    base, base_processor = open_model(trial.candidate['model'], texts, device)
-    notes = remember_base(paths, base, base_processor, base.state_dict(), weights_hash(base))
+    own, (train_products, _) = trial.paths(paths), load_split(paths)
     model, processor = load_model(own.best_model, device, verbose=False)
-    checkpoint = read_checkpoint(own.best_checkpoint)
-    del checkpoint['model_state_dict']
-    image_dir = image_folder(catalogue_folder(paths), train_products)
-    files, spec = image_rows(train_products).paths(image_dir), ResizeSpec.from_processor(processor)
-    pixels = to_device(PixelCache.build(files, spec, paths.pixels).pixels, model.device)
+    notes = read_checkpoint(own.best_checkpoint)
+    del notes['model_state_dict']
+    base_copy = notes['base_copy']
+    if base_copy and (own.checkpoints/base_copy).is_dir():
+        with replaced_folder(paths.checkpoints/base_copy) as folder:
+            shutil.copytree(own.checkpoints/base_copy, folder, dirs_exist_ok=True)
     numbered = train_products.assign(_row=np.arange(len(train_products)))
     chosen = validation_split(numbered, config.val_size)[1]._row.to_numpy()
-    validation = validation_of(processor, pixels, train_products, chosen, image_dir, paths)
-    compare = partial(validation.compare, model, config.monitor)
+    image_dir = image_folder(catalogue_folder(paths), train_products)
+    validation = validation_of(processor, None, train_products, chosen, image_dir, paths)
+    compare = partial(validation.compare, model, config.monitor, score=notes['score'])
     learned = read_learned(own.best_model) or Learned(np.zeros(0, np.uint64), np.zeros(0, np.uint64))
-    outcome = offer_model(paths, model, processor, checkpoint | notes, learned, compare, config.keep)
+    outcome = offer_model(paths, model, processor, notes, learned, compare, config.keep)
     remove_old(paths, config.keep)
     return outcome
 

@@ -8,6 +8,7 @@ from configparser import ConfigParser
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from textwrap import dedent
 
@@ -301,6 +302,15 @@ def test_no_backticks_in_docments(project):
 
 def test_public_functions_are_annotated(project):
     report(untyped_functions(project))
+
+
+def test_benchmarks_import_names_that_exist():
+    "The benchmarks are not run here; most of them import what they use inside their functions."
+    for path in (ROOT/'benchmarks').glob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('clip_ft.'):
+                missing = {alias.name for alias in node.names}-set(vars(import_module(node.module)))
+                assert not missing, f'{path.name}: {node.module} has no {", ".join(missing)}'
 
 
 def test_package_data_is_shipped():
