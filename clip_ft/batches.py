@@ -76,7 +76,7 @@ class TrainingBatches:
         "Augment and normalize pixels, uint8 [B, 3, size, size]."
         return self.normalize(self.augment(pixels, random_numbers) if self.augment else pixels)
 
-
+# %% ../nbs/23_batches.ipynb #7ab15214
 def _share(batch_size, products, processes):
     "Number of products of a batch in each process."
     size = min(batch_size, products)
