@@ -24,7 +24,8 @@ from clip_ft.train_command import train_main
 
 EPOCHS = 3      # of five steps each
 SETTINGS = ['--model', 'tiny', '--device', 'cpu', '--epochs', EPOCHS, '--lr', 3e-4, '--batch-size', 16, '--val-size', 0,
-            '--hard-negative-size', 4, '--hard-negative-skip', 1, '--false-negative-margin', .3, '--ema', .5, '--monitor', 'mrr', '--distill', 5, '--query-share', .2]
+            '--hard-negative-size', 4, '--hard-negative-skip', 1, '--false-negative-margin', .3,
+            '--ema', .5, '--monitor', 'mrr', '--distill', 5, '--query-share', .2]
 # Two processes add up the same numbers in another order, which changes the last of float32's seven digits, 1e-7. AdamW
 # divides by the root of small second moments and so magnifies the difference. After 15 steps the losses agree to this
 # tolerance; with a wrong gradient they would differ by 1e-2.
