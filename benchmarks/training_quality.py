@@ -26,9 +26,11 @@ addition changes one thing:
     weight_decay    0.1
     plain_images    no augmentation
     distillW        distillation of the image tower with the weight W
-    distill_texts   with distillW: distillation of the text tower as well (not an option of train)
+    distill_texts   with distillW: distillation of the text tower as well (not an option of train; not with two_texts)
     long            --long-epochs with --long-lr; after each epoch, all metrics that could choose one are measured, and
                     the test products
+    two_texts       with texts: a short and a long text of each product in every step
+    epochsN         N epochs, for comparisons at equal time: a step with two texts takes longer
     few             a shop with --few products
 
 defaults is the recipe with duplicates and texts, as in train(); combined is the recipe with all of --combine;
@@ -53,13 +55,15 @@ of elsewhere.
 Each run prints a record when it ends. Runs go by seed, so that a call that is cut short is complete for some seeds;
 after --seconds no new run starts. Tables in Markdown follow, which are also written to --out (quality.md), with the
 curve (wise_ft.png, wise_ft.json), the tables that the notebooks draw (quality.csv, curves.csv, agreements.csv,
-monitors.csv) and the values of each query (runs/). --table only prints the tables again. Results
+monitors.csv, times.csv) and the values of each query (runs/). With several --workers, which share the device, the times
+are those of a busy device. --table only prints the tables again. Results
 of other variants in --out are included: a second call with --only adds to the first, if it has the same --root and
 so the same pretrained model.
 """
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -95,10 +99,11 @@ PAIRS = (('Dresses', 'Nightdress'), ('Skirts', 'Shorts'), ('Tops', 'Tunics'))
 OTHER = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
 DISTILL = (1, 3, 5, 10, 30)  # weights of the distillation
 ADDITIONS = ('duplicates', 'texts', 'hard_negatives', 'batch', 'layer_decay', 'freeze_vision', 'ema', 'lora',
-             'weight_decay', 'plain_images', *(f'distill{weight}' for weight in DISTILL), 'distill_texts', 'long')
+             'weight_decay', 'plain_images', *(f'distill{weight}' for weight in DISTILL), 'distill_texts', 'long',
+             'two_texts')
 KINDS = ('names', 'full texts', 'short')
 SIDES = ('home', 'elsewhere')
-MODIFIERS = ('distill_texts', 'long', 'few')  # additions that are only used together with others
+MODIFIERS = ('distill_texts', 'long', 'few', 'two_texts')  # additions that are only used together with others
 DEFAULTS = ('duplicates', 'texts')  # additions that are defaults of train()
 CURVES = ('recipe', 'defaults', 'combined')  # variants whose weights are interpolated
 ALPHAS = [round(.1*i, 1) for i in range(11)]
@@ -173,7 +178,7 @@ def distilling_texts(base, processor) -> Iterator[None]:
 
     def loss(self, batch, image_embeds, text_embeds, rows=slice(None)):
         of_texts = distillation_loss(text_embeds, batch['base_texts'], rows)
-        return image_loss(self, batch, image_embeds, text_embeds, rows)+self.config.distill*of_texts
+        return image_loss(self, batch, image_embeds, text_embeds, rows=rows)+self.config.distill*of_texts
 
     with patch.object(TrainingBatches, 'batch', batch_with_texts), patch.object(Trainer, 'loss', loss):
         yield
@@ -212,7 +217,8 @@ def fit(model, processor, products: pd.DataFrame, parts: Parts, config, monitor=
 def pretrain_config(args: Namespace):
     from clip_ft.settings import TrainConfig
     epochs = args.pretrain_epochs
-    return TrainConfig(epochs=epochs, patience=epochs, batch_size=args.pretrain_batch, lr=args.pretrain_lr)
+    return TrainConfig(epochs=epochs, patience=epochs, batch_size=args.pretrain_batch, lr=args.pretrain_lr,
+                       augment=True, interpolate=False)
 
 
 def pretrain(args: Namespace, parts: Parts, results: Results):
@@ -260,8 +266,14 @@ def changes(args: Namespace) -> dict[str, dict]:
         batch=dict(batch_size=args.big_batch, lr=args.lr*math.sqrt(args.big_batch/args.batch_size)),
         layer_decay=dict(layer_decay=.8), freeze_vision=dict(freeze_vision=2), ema=dict(ema=.99),
         lora=dict(lora=8, lr=10*args.lr), weight_decay=dict(weight_decay=.1), plain_images=dict(augment=False),
-        long=dict(epochs=args.long_epochs, patience=args.long_epochs, lr=args.long_lr),
+        long=dict(epochs=args.long_epochs, patience=args.long_epochs, lr=args.long_lr), two_texts=dict(two_texts=True),
         **{f'distill{weight}': dict(distill=float(weight)) for weight in DISTILL})
+
+
+def epochs_of(addition: str) -> int:
+    "The number of epochs of an addition such as epochs6; 0 for other additions."
+    found = re.fullmatch('epochs([1-9][0-9]*)', addition)
+    return int(found[1]) if found else 0
 
 
 def variants(args: Namespace) -> dict[str, tuple | None]:
@@ -274,6 +286,7 @@ def variants(args: Namespace) -> dict[str, tuple | None]:
     results = (path.name.split('.')[0] for path in sorted((args.out/'runs').glob('*.npz'))) if args.out else ()
     for name in (*(args.only or ()), *results):
         parts = name.split('+')
+        known |= {part: (part,) for part in parts if epochs_of(part)}
         if name not in found and all(known.get(part) is not None for part in parts):
             found[name] = tuple(dict.fromkeys(addition for part in parts for addition in known[part]))
     return found
@@ -282,9 +295,11 @@ def variants(args: Namespace) -> dict[str, tuple | None]:
 def config_of(additions: tuple, seed: int, args: Namespace):
     "The TrainConfig of a variant."
     from clip_ft.settings import TrainConfig
-    settings = dict(texts=dict(full_text=1), epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, seed=42+seed)
+    settings = dict(texts=dict(full_text=1), epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, seed=42+seed,
+                    augment=True, interpolate=False)
     for name in additions:
-        settings |= changes(args)[name]
+        epochs = epochs_of(name)
+        settings |= dict(epochs=epochs, patience=epochs) if epochs else changes(args)[name]
     return TrainConfig(**settings)
 
 
@@ -345,6 +360,8 @@ def run(args: Namespace, parts: Parts, test: TestGallery, name: str, seed: int):
         kept = history.epoch[history.kept].iloc[0]
         notes = dict(train_seconds=seconds_since(start), epoch_seconds=min(seconds), steps=history.step.max(),
                      kept=kept)
+        times = [dict(epochs=len(seconds), steps=int(history.step.max()), epoch_seconds=min(seconds))]
+        (args.out/'runs'/f'{name}.{seed}.time.json').write_text(json.dumps(rounded(times)))
     if (name, seed) == ('combined', 0):
         save_model(args.out/'combined', model, processor)
     values = evaluate(model, processor, test)
@@ -659,6 +676,12 @@ def read_runs(args: Namespace, kind: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
+def is_rival(name: str, other: str) -> bool:
+    "Whether a variant with two texts is to be compared with another one: the same with one text, for any time."
+    parts, others = ([part for part in each.split('+') if not epochs_of(part)] for each in (name, other))
+    return 'two_texts' in parts and [part for part in parts if part != 'two_texts'] == others
+
+
 def metric_rows(args: Namespace, found: dict) -> Iterator[dict]:
     "Mean and interval of each metric, and of its difference to another variant, in per cent and points."
     for name, values in found.items():
@@ -668,6 +691,7 @@ def metric_rows(args: Namespace, found: dict) -> Iterator[dict]:
         parts = [part for part in name.split('+') if part != 'plain_images']
         augmented = '+'.join(parts if parts[:1] == ['defaults'] else ['recipe', *parts])
         others += [augmented] if 'long' in parts and augmented in found and augmented != name else []
+        others += [other for other in found if is_rival(name, other)]
         for metric in values:
             if not metric.endswith(('hit_rate@5', 'mrr', 'confusion all')):
                 continue
@@ -699,7 +723,7 @@ def add_chosen(args: Namespace, found: dict, curves: pd.DataFrame):
 
 
 def write_tables(args: Namespace, found: dict):
-    "Write quality.csv, curves.csv, agreements.csv and monitors.csv."
+    "Write quality.csv, curves.csv, agreements.csv, times.csv and monitors.csv."
     curves, found = read_runs(args, 'curve'), dict(found)
     if len(curves):
         curves['agreement'] = curves['agree everyday texts > home images correlation']
@@ -715,6 +739,9 @@ def write_tables(args: Namespace, found: dict):
                            correlation_after=after[name].corr(after['test elsewhere'])) for name in proxies]
                      ).round(3).to_csv(args.out/'agreements.csv', index=False)
     pd.DataFrame(metric_rows(args, found)).round(2).to_csv(args.out/'quality.csv', index=False)
+    times = read_runs(args, 'time')
+    if len(times):
+        times.to_csv(args.out/'times.csv', index=False)
     monitors = read_runs(args, 'monitor')
     if len(monitors):
         kept = [name for name in monitors if name in ('base', 'variant', 'seed', 'epoch', 'val_loss', 'val name loss')

@@ -91,10 +91,12 @@ class Watch:
 def stages() -> list[tuple[Any, str]]:
     "Functions of train() whose time is reported: owner and name of each."
     from clip_ft import batches, models, steps, training
-    functions = ('run_fingerprint', 'Trainer', 'Gallery', 'load_checkpoint', 'remember_base', 'offer_model')
-    return [*((training, name) for name in functions), (steps, 'validation_split'), (models, 'measure'),
-            (batches, 'TextSampler'), (batches, 'to_device'), (training.PixelCache, 'build'),
-            (training.Snapshots, 'wait'), (training.Trainer, 'save_snapshot')]
+    functions = ('run_fingerprint', 'Trainer', 'Gallery', 'load_checkpoint', 'remember_base', 'offer_model',
+                 'choose_weights', 'weights_hash')
+    methods = ('_compile_layers', 'measure_epoch', 'save_snapshot', 'interpolate', 'keep_best')
+    return [*((training, name) for name in functions), *((training.Trainer, name) for name in methods),
+            (steps, 'validation_split'), (models, 'measure'), (models, 'embed_images'), (batches, 'TextSampler'),
+            (batches, 'to_device'), (training.PixelCache, 'build'), (training.Snapshots, 'wait')]
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from hashlib import blake2b
 from pathlib import Path
 from pickle import UnpicklingError
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from .core import InputError, Paths, atomic_write, printable
 from .dataset import PixelCache
@@ -34,11 +34,11 @@ from .towers import without_prefixes
 
 # %% ../nbs/34_checkpoints.ipynb #d6df271b
 def weights_hash(
-    model: torch.nn.Module,
+    model: torch.nn.Module | Iterable[tuple[str, torch.Tensor]],  # model, or its named_parameters
 ) -> str:  # 32 hexadecimal digits
     "Fingerprint of the weights of a model (BLAKE2b of names, shapes, types and bytes)."
-    digest = blake2b(digest_size=16)
-    for name, parameter in sorted(model.named_parameters()):
+    digest, parameters = blake2b(digest_size=16), model.named_parameters() if hasattr(model, 'modules') else model
+    for name, parameter in sorted(parameters):
         values = parameter.detach().cpu().contiguous()
         digest.update(f'{name} {tuple(values.shape)} {values.dtype}'.encode())
         digest.update(values.flatten().view(torch.uint8).numpy().data)
@@ -253,16 +253,22 @@ def run_fingerprint(
     cache: PixelCache,  # pixels of the products
     products: pd.DataFrame,  # training products
     ignore: tuple = (),  # settings that do not change the result
-) -> dict[str, str]:  # name of a setting, or model, weights, images, texts -> its value or hash
+    weights: str | None = None,  # weights_hash of the model, if it is known
+) -> dict[str, str]:  # name of a setting, or model, weights, images, products -> its value or hash
     "Fingerprint of the run; only a snapshot with the same fingerprint is resumed."
     def digest(data: bytes) -> str:
         return blake2b(data, digest_size=8).hexdigest()
 
     settings = {name: json.dumps(value) for name, value in asdict(config).items() if name not in ignore}
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    texts = f'{list(products)}'.encode()+pd.util.hash_pandas_object(products).to_numpy().tobytes()
+    table = f'{list(products)}'.encode()+pd.util.hash_pandas_object(products).to_numpy().tobytes()
     model_digest = digest(f'{type(model).__name__} {shapes}'.encode())
-    return settings | dict(model=model_digest, weights=weights_hash(model), images=cache.digest, texts=digest(texts))
+    hashes = dict(model=model_digest, images=cache.digest, products=digest(table))
+    return settings | hashes | dict(weights=weights_hash(model) if weights is None else weights)
+
+
+def _without_off(fingerprint: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in fingerprint.items() if value not in ('false', '0', '0.0')}
 
 
 @patch
@@ -275,7 +281,10 @@ def load_run(self: Snapshots,
     if state is None:
         return None
     saved = state.get('fingerprint', {})
-    differ = [name for name in fingerprint | saved if saved.get(name) != fingerprint.get(name)]
+    if 'products' not in saved:  # in older snapshots, the hash of the products replaces the setting texts
+        saved = saved | dict(products=saved.get('texts'), texts=fingerprint.get('texts'))
+    mine, saved = _without_off(fingerprint), _without_off(saved)
+    differ = [name for name in mine | saved if mine.get(name) != saved.get(name)]
     if differ:
         advice = 'Use the same settings and data to resume it, or start again with fresh=True (--fresh).'
         raise InputError(f'{self.folder} holds an unfinished run that differs in {", ".join(differ)}. {advice}')

@@ -16,6 +16,7 @@ from PIL import Image
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import blake2b, sha256
@@ -255,6 +256,7 @@ class PixelCache:
         if pixels.dtype != np.uint8 or pixels.shape != shape or len(checksums) < len(pixels) or not checksums.all():
             raise InputError(f'{path} is incomplete or not a pixel cache: build it again.')
         self.pixels = pixels
+        self.size = pixels.shape[-1]  # edge of the images, in pixels
         self.digest = self.path.stem  # hash of the images and the ResizeSpec
 
     def __len__(self) -> int: return len(self.pixels)
@@ -262,23 +264,18 @@ class PixelCache:
     def __repr__(self) -> str:
         return f'PixelCache({len(self)} images of {self.size} x {self.size}, {self.pixels.nbytes/1e6:.1f} MB)'
 
-    @property
-    def size(self) -> int:
-        "Edge of the images, in pixels."
-        return self.pixels.shape[-1]
-
     @classmethod
     def build(cls,
         image_paths: Iterable[str | Path],  # N image files
         size: int | ResizeSpec,  # edge in pixels, or input size of the model
         folder: str | Path,  # folder of the cache file
-        workers: int | None = None,  # as in worker_pool
+        workers: int | Executor | None = None,  # as in worker_pool, or an executor that exists already
     ) -> 'PixelCache':
         "Open the cache of these images; build or repair it if needed. Raises ImageError if an image cannot be decoded."
         spec = size if isinstance(size, ResizeSpec) else ResizeSpec(size)
         image_paths, changed = list(image_paths), []
         Path(folder).mkdir(parents=True, exist_ok=True)
-        with worker_pool(len(image_paths), workers) as pool:
+        with nullcontext(workers) if isinstance(workers, Executor) else worker_pool(len(image_paths), workers) as pool:
             for _ in range(3):
                 digests = file_digests(image_paths, pool)
                 parts = [f'{DECODING_VERSION} {asdict(spec)}'.encode(), *digests]

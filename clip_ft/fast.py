@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECORDED_IMAGES', 'autocast_dtype', 'MatmulPatches', 'patches_as_matmul', 'silu_activations', 'half_copy',
-           'InferenceModel', 'can_compile', 'CompiledLayers', 'can_record', 'RecordedStep']
+           'InferenceModel', 'can_compile', 'import_compiler', 'CompiledLayers', 'can_record', 'RecordedStep']
 
 # %% ../nbs/32_fast.ipynb #851dcd0c
 import copy
@@ -13,6 +13,8 @@ import torch
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from threading import Thread
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._triton import has_triton
@@ -131,6 +133,11 @@ def can_compile(
 ) -> bool:
     "Whether layers should be compiled on this device: a CUDA device, with Triton installed."
     return device.type == 'cuda' and has_triton()
+
+
+def import_compiler() -> None:
+    "Import the compiler of PyTorch in a thread, because that takes several seconds."
+    Thread(target=import_module, args=('torch._inductor.compile_fx',)).start()
 
 
 def _mark_text_width(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:

@@ -137,29 +137,27 @@ def gather_rows(
 
 
 def embedding_gradients(
-    loss: Callable[..., torch.Tensor],  # of image_embeds [B, D], text_embeds [B, D] and rows: the part of these rows
-    image_embeds: torch.Tensor,  # [b, D]: this process's share of the batch
-    text_embeds: torch.Tensor,  # [b, D]
+    loss: Callable[..., torch.Tensor],  # of embeddings [B, D] of images and of texts, and rows: the part of these rows
+    *embeds: torch.Tensor,  # [b, D] each: images and texts (one or several per image) of this process's share
     block_size: int = 1024,  # rows of cosines that are computed at once
     scaler: torch.amp.GradScaler | None = None,  # scales the loss for gradients in float16
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # loss of the whole batch, gradients [b, D] of images and texts
+) -> tuple[torch.Tensor, ...]:  # loss of the whole batch, gradients [b, D] of images and texts
     "Loss over the batch of all processes, and its gradients for the embeddings of this process."
-    n, dim = image_embeds.shape
-    embeds = gather_rows(torch.cat([image_embeds, text_embeds], dim=1).detach()).requires_grad_()
-    distributed = len(embeds) > n
+    n, dim = embeds[0].shape
+    gathered = gather_rows(torch.cat(embeds, dim=1).detach()).requires_grad_()
+    distributed = len(gathered) > n
     first = n*dist.get_rank() if distributed else 0
-    total = embeds.new_zeros(())
+    total = gathered.new_zeros(())
     for start in range(first, first+n, block_size):
         rows = slice(start, min(start+block_size, first+n))
-        part = loss(embeds[:, :dim], embeds[:, dim:], rows=rows)
+        part = loss(*gathered.split(dim, dim=1), rows=rows)
         (scaler.scale(part) if scaler else part).backward()
         total += part.detach()
-    gradients = torch.zeros_like(embeds) if embeds.grad is None else embeds.grad
+    gradients = torch.zeros_like(gathered) if gathered.grad is None else gathered.grad
     if distributed:
         dist.all_reduce(gradients)
         dist.all_reduce(total)
-    of_images, of_texts = gradients[first:first+n].split(dim, dim=1)
-    return total, of_images, of_texts
+    return total, *gradients[first:first+n].split(dim, dim=1)
 
 # %% ../nbs/40_losses.ipynb #0a440f6e
 def similar_order(

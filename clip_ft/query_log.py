@@ -231,7 +231,7 @@ class LogBatches:
         "Draw pairs, and assemble the share of this process."
         generator = torch.Generator().manual_seed(self.batches.seed*1_000_003 + step)
         pairs = torch.randint(len(self), (self.batches.size,), generator=generator)
-        batch = self.batches.assemble(self.product[pairs], self.tokens, self.query[pairs], generator)
+        batch = self.batches.assemble(self.product[pairs], [(self.tokens, self.query[pairs])], generator)
         return batch | dict(weights=self.weight[pairs].to(self.batches.device, non_blocking=True))
 
 # %% ../nbs/25_query_log.ipynb #25a00028

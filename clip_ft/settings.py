@@ -30,6 +30,7 @@ class TrainConfig:
     weight_decay: float = 0.01  # weight decay of AdamW, applied to matrices only
     grad_clip: float = 1.0  # maximum norm of the gradient
     texts: dict = field(default_factory=TEXTS.copy)  # kind of text -> weight with which it is drawn for a batch
+    two_texts: bool = False  # learn from a short and a long text of each product in every step, not from one
     query_share: float = .25  # maximum share of the steps that learn from a search log, if there is one
     augment: bool = False  # random crop, horizontal flip, rotation, colour jitter
     hard_negative_size: int = 1  # products per cluster of similar products in a batch; 1: random batches

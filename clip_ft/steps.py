@@ -11,11 +11,13 @@ import pandas as pd
 import torch
 from torch import distributed as dist
 from accelerate import PartialState
+from collections.abc import Sequence
 from contextlib import nullcontext
 from fastcore.basics import patch
 from functools import partial
 from typing import Any
-from .batches import TrainingBatches
+from .augment import Augment
+from .batches import PREFIXES, TrainingBatches
 from .checkpoints import on_cpu
 from .dataset import PixelCache
 from .encode import embed_images, embed_texts
@@ -28,6 +30,7 @@ from .optimizer import ScheduledAdamW
 from .parameters import add_lora, freeze_early_layers
 from .query_log import QueryLog, open_log
 from .settings import TrainConfig
+from .texts import TextSpec
 from .views import image_owners
 
 # %% ../nbs/46_steps.ipynb #46s00006
@@ -47,6 +50,7 @@ class TrainingSteps:
         self.compiled = config.compile and can_compile(self.device)
         self._prepare_products(cache, products, log)
         self._prepare_model()
+        self._compile()
         self.step = 0  # number of the next step
         self.product_embeds: torch.Tensor | None = None  # float16 [N, D], each from its latest step; for hard negatives
         self.order: torch.Tensor | None = None  # int64 [steps, B], the batches of this epoch
@@ -61,7 +65,8 @@ def _prepare_products(self: TrainingSteps, cache: PixelCache, products: pd.DataF
     self.val_rows = val._row.to_numpy()
     rows = np.flatnonzero(np.isin(image_owners(products, len(cache)), fit._row))
     self.batches = TrainingBatches(self.processor, cache, fit, config.texts, config.batch_size, rows, self.device,
-                                   config.augment, config.seed, self.compiled, PartialState().process_index, self.world)
+                                   config.augment, config.seed, self.compiled, PartialState().process_index, self.world,
+                                   config.two_texts)
     self.steps_per_epoch = max(1, len(fit)//self.batches.size)
     self.log = open_log(log, fit._row.to_numpy(), self.batches, self.processor, config.query_share, self.main)
     if log is not None and self.log is not None:
@@ -86,6 +91,38 @@ def _prepare_model(self: TrainingSteps) -> None:
                                     config.grad_clip, config.ema, scale_loss, capturable=record)
     self.layers = CompiledLayers(model, self.compiled)
     self.recorded = RecordedStep(self.compute, self.device) if record else None
+
+# %% ../nbs/46_steps.ipynb #8ccbcf74
+_BLANK_TOKENS = 77  # length of the texts with which the layers are compiled, at most that of the model
+
+@patch
+def _compile_layers(self: TrainingSteps) -> None:
+    "Compile the layers of both towers, forward and backward."
+    spec, batches, device = TextSpec.from_processor(self.processor), self.batches, self.device
+    size, width = min(self.config.micro_batch or batches.share, batches.share), min(spec.length, _BLANK_TOKENS)
+    batch = dict(pixels=torch.zeros(size, *batches.pixels.shape[1:], dtype=torch.uint8, device=device),
+                 random_numbers=torch.zeros(size, Augment.random_numbers_per_image, device=device),
+                 input_ids=torch.full((size, width), spec.pad_id, device=device))
+    if not spec.pad_to_length:
+        batch['attention_mask'] = (torch.arange(width, device=device) < width-1).long().expand(size, -1)
+    training = self.model.training
+    with torch.random.fork_rng([device]):  # dropout
+        self.model.train()
+        embeds = [x for x in self.embed(batch) if x.requires_grad]
+        torch.autograd.backward(embeds, [torch.zeros_like(x) for x in embeds])
+    self.model.train(training).zero_grad(set_to_none=True)
+
+
+@patch
+def _compile(self: TrainingSteps) -> None:
+    "Compile while the texts are being tokenized, and wait for both. Raises the errors of TextSampler."
+    try:
+        if self.compiled:
+            self._compile_layers()
+        _ = self.batches.texts
+    except BaseException:
+        self.close()
+        raise
 
 # %% ../nbs/46_steps.ipynb #3048ee8d
 @patch
@@ -112,37 +149,51 @@ def epoch_batches(self: TrainingSteps, epoch: int) -> torch.Tensor:  # int64 [st
 
 # %% ../nbs/46_steps.ipynb #c1984ea8
 @patch
-def embed(self: TrainingSteps, batch: dict, part: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
-    "Image and text embeddings of a micro-batch, float32 [b, D]."
+def embed(self: TrainingSteps, batch: dict, part: slice = slice(None)) -> tuple[torch.Tensor, ...]:
+    "Embeddings of a micro-batch, float32 [b, D]: of its images, and of each of their texts."
     pixel_values = self.batches.transform(batch['pixels'][part], batch['random_numbers'][part])
-    tokens = {name: batch[name][part] for name in ('input_ids', 'attention_mask') if name in batch}
+    texts = [{name: batch[prefix+name][part] for name in ('input_ids', 'attention_mask') if prefix+name in batch}
+             for prefix in PREFIXES if f'{prefix}input_ids' in batch]
     with torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext():
-        return image_features(self.model, pixel_values), text_features(self.model, tokens)
+        return image_features(self.model, pixel_values), *(text_features(self.model, tokens) for tokens in texts)
 
 # %% ../nbs/46_steps.ipynb #46d15702
 @patch
+def text_mean(self: TrainingSteps,
+    values: Sequence[torch.Tensor],  # one for each text of a product, of equal shapes
+) -> torch.Tensor:
+    "Mean of the values for a short and a long text, weighted by their shares; the value itself for one text."
+    if len(values) == 1:
+        return values[0]
+    return torch.stack([share*value for share, value in zip(self.batches.texts.shares, values)]).sum(0)
+
+
+@patch
 def loss(self: TrainingSteps,
-    batch: dict, image_embeds: torch.Tensor, text_embeds: torch.Tensor, rows: slice = slice(None),
+    batch: dict, image_embeds: torch.Tensor, *text_embeds: torch.Tensor, rows: slice = slice(None),
 ) -> torch.Tensor:  # scalar
     "The loss of the whole batch; with rows, the part of these rows."
     related = self.log.related if self.log is not None and 'weights' in batch else None
-    options = dict(groups=batch['groups'], weights=batch.get('weights'), related=related, rows=rows)
-    loss = model_loss(self.model, image_embeds, text_embeds, **options)
+    options: dict[str, Any] = dict(weights=batch.get('weights'), related=related, rows=rows)
+    losses = []
+    for column, embeds in enumerate(text_embeds, 1):  # groups: duplicate group, and the number of each text
+        groups = batch['groups'][:, :column+1:column]
+        losses.append(model_loss(self.model, image_embeds, embeds, groups=groups, **options))
+    loss = self.text_mean(losses)
     if 'base_embeds' in batch:
         loss = loss + self.config.distill*distillation_loss(image_embeds, batch['base_embeds'], rows)
     return loss
 
 # %% ../nbs/46_steps.ipynb #693fa29c
 @patch
-def backward(self: TrainingSteps, batch: dict) -> tuple[torch.Tensor, ...]:  # loss, image embeddings, text embeddings
+def backward(self: TrainingSteps, batch: dict) -> tuple[torch.Tensor, ...]:  # loss, and the embeddings as from embed
     "Compute the loss of the batch, and the gradient of this process's share."
     parts = self.batches.parts(self.config.micro_batch)
     if len(parts) == 1:
         embeds = self.embed(batch)
     else:
         with torch.no_grad():
-            images, texts = zip(*(self.embed(batch, part) for part in parts))
-        embeds = torch.cat(images), torch.cat(texts)
+            embeds = tuple(map(torch.cat, zip(*(self.embed(batch, part) for part in parts))))
     loss, *gradients = embedding_gradients(partial(self.loss, batch), *embeds, scaler=self.optimizer.scaler)
     for part in parts:
         part_embeds = embeds if len(parts) == 1 else self.embed(batch, part)
@@ -157,9 +208,10 @@ def compute(self: TrainingSteps, batch: dict) -> tuple[torch.Tensor, torch.Tenso
     loss, *embeds = self.backward(batch)
     self.optimizer.update()
     with torch.no_grad():
-        image_embeds, text_embeds = gather_rows(torch.cat(embeds, 1)).chunk(2, 1)
-        clip_score = 100*(image_embeds*text_embeds).sum(1).clamp(min=0).mean()
-        return torch.stack([loss, clip_score, batch_hits(image_embeds, text_embeds)]), (image_embeds+text_embeds)/2
+        image_embeds, *texts = gather_rows(torch.cat(embeds, 1)).chunk(len(embeds), 1)
+        clip_score = self.text_mean([100*(image_embeds*text).sum(1).clamp(min=0).mean() for text in texts])
+        hits = self.text_mean([batch_hits(image_embeds, text) for text in texts])
+        return torch.stack([loss, clip_score, hits]), (image_embeds+self.text_mean(texts))/2
 
 # %% ../nbs/46_steps.ipynb #2ab18a12
 @patch

@@ -14,6 +14,7 @@ import torch
 from torch import distributed as dist
 from accelerate import PartialState
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict
 from fastcore.basics import patch
@@ -24,8 +25,9 @@ from typing import Any
 from tqdm.auto import tqdm
 from .checkpoints import Snapshots, catch_interrupt, load_checkpoint, on_cpu, run_fingerprint
 from .checkpoints import interpolate_weights, save_checkpoint, weights_hash
-from .core import InputError, Paths, printable
+from .core import InputError, Paths, printable, worker_pool
 from .dataset import PixelCache, ResizeSpec, to_device
+from .fast import can_compile, import_compiler
 from .history import History, memory_gb, near_chance, open_tracker
 from .learned import split_digest
 from .locks import stage_lock
@@ -57,9 +59,13 @@ class Trainer(TrainingSteps):
         image_dir: str | Path = '',  # folder of the images
         log: QueryLog | None = None,  # pairs of a query and one of the products, from training_log
     ) -> None:
-        self.fingerprint = run_fingerprint(config, model, cache, products, ignore=SAME_RESULT)
+        self.fingerprint = run_fingerprint(config, model, cache, products, ignore=SAME_RESULT, weights='')
         self.start = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-        super().__init__(model, processor, cache, products, config, log)
+        weights = [(name, self.start[name]) for name, _ in model.named_parameters()]
+        with ThreadPoolExecutor(1) as background:
+            digest = background.submit(weights_hash, weights)
+            super().__init__(model, processor, cache, products, config, log)
+            self.fingerprint['weights'] = digest.result()
         if log is not None and self.log is not None:
             self.fingerprint['queries'] = log.digest()
         self.paths, self.base = paths, dict[str, str]()  # base: notes on the model before training
@@ -171,7 +177,8 @@ def interpolate(self: Trainer, texts: Sequence[str]) -> None:
     weights = {key: value.clone() for key, value in self.model.state_dict().items()}
     if self.main and count and self.history.best and self.history.best['epoch']:
         gallery = self.validation.part(np.random.default_rng(0).permutation(count)[:MEASURED])
-        self.alpha, curve = choose_weights(self.model, self.processor, self.start, weights, gallery, texts, metric)
+        start = {name: value.to(self.device) for name, value in self.start.items()}
+        self.alpha, curve = choose_weights(self.model, self.processor, start, weights, gallery, texts, metric)
         print(describe_alpha(curve, self.alpha, metric))
     alpha = torch.tensor(self.alpha, device=self.device)
     if self.world > 1:
@@ -281,8 +288,11 @@ def train(
     log = training_log(queries, train_products, test_products)
     with stage_lock('train', paths.checkpoints):
         with PartialState(cpu=device.type == 'cpu').main_process_first():
-            images = (image_rows(part).paths(image_dir) for part in (train_products, test_products))
-            cache, test_cache = (PixelCache.build(part, spec, paths.pixels) for part in images)
+            images = [image_rows(part).paths(image_dir) for part in (train_products, test_products)]
+            with worker_pool(sum(map(len, images))) as pool:
+                if config.compile and can_compile(device):
+                    import_compiler()  # while the pool decodes
+                cache, test_cache = (PixelCache.build(part, spec, paths.pixels, pool) for part in images)
         test = Gallery(processor, to_device(test_cache.pixels, device), test_products)
         trainer = Trainer(model, processor, cache, train_products, config, paths, test, image_dir, log)
         return trainer.fit(fresh, finish, keep_queries)
