@@ -369,3 +369,49 @@ def load_parts(root: Path) -> tuple:
     paths = Paths(root)
     train_products, test_products = load_split(paths)
     return paths, train_products, test_products, image_folder(catalogue_folder(paths), train_products)
+
+
+# ---- negatives
+
+def count_negatives(trainer: Any, order: Any) -> dict[str, float]:
+    "Of the pairs of a cluster that are no duplicates: shares that agree in colour and category, and that are left out."
+    import torch
+
+    from clip_ft.data import duplicate_groups
+    from clip_ft.hard_negatives import false_negatives
+    from clip_ft.texts import ATTRIBUTES
+    config, products = trainer.config, trainer.products.drop(index=trainer.val_rows).reset_index(drop=True)
+    colours = products[next(name for name in ATTRIBUTES['colour'] if name in products)].str.strip()
+    kinds = np.where(colours == '', '', colours+' '+products['category'])
+    groups, size = duplicate_groups(products), order.shape[1]
+    length = config.hard_negative_size if config.hard_negative_size > 1 else size
+    place = np.arange(size)
+    near = (place[:, None] // length == place // length) & (place[:, None] != place)
+    pairs = same = left_out = same_left_out = 0
+    for rows in order:
+        negative = near & (groups[rows][:, None] != groups[rows])
+        alike = negative & (kinds[rows][:, None] == kinds[rows]) & (kinds[rows] != '')
+        gone = np.zeros_like(negative)
+        if config.false_negative_margin:
+            guide = trainer.guide(torch.as_tensor(rows).to(trainer.device))
+            gone = false_negatives(guide, config.false_negative_margin).cpu().numpy()
+        pairs, same = pairs+negative.sum(), same+alike.sum()
+        left_out, same_left_out = left_out+(negative & gone).sum(), same_left_out+(alike & gone).sum()
+    return dict(same=same/pairs, same_not_left_out=(same-same_left_out)/max(1, pairs-left_out), left_out=left_out/pairs)
+
+
+@contextmanager
+def measuring_negatives() -> Iterator[list[dict]]:
+    "Inside the with block, count_negatives is appended to the list before each epoch of a training."
+    from unittest.mock import patch
+
+    from clip_ft.steps import TrainingSteps
+    found, epoch_batches = [], TrainingSteps.epoch_batches
+
+    def measured(trainer, epoch):
+        order = epoch_batches(trainer, epoch)
+        found.append(count_negatives(trainer, order.numpy()))
+        return order
+
+    with patch.object(TrainingSteps, 'epoch_batches', measured):
+        yield found

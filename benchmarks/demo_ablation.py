@@ -24,6 +24,9 @@ epoch:
 
     again                 as demo
     again_hard            with hard negatives, chosen by a model that is already trained
+    again_hard_X          with hard negatives and X: skipS, the S nearest products of each are kept out of its cluster;
+                          marginM, products with a cosine above 1-M, in per cent, are left out of the loss; or both
+    again_margin20        without hard negatives, with this margin
     again_augmented       with augmentation
     again_augmented_hard  with augmentation and hard negatives
 
@@ -37,6 +40,10 @@ precision@5 is the share of right products among the first 5, or among as many a
 those of the right category. "mistaken", for a pair of similar categories: the share of images that fit the phrase of
 the other category ("blue nightdress") better than their own ("blue dresses"); 50 % is chance. "confused", for
 queries of such a pair: the share of the first 5 that belong to the other category.
+
+negatives, in the records: of the pairs within a cluster (of a batch, without clusters) that are no duplicates, the
+share that agree in colour and category, of all such pairs and of those that are not left out of the loss, and the
+share that is left out; means of the epochs.
 
 The table at the end gives means over queries or images, in per cent, with 95 % bootstrap intervals; the value of a
 query is the mean of its seeds. Differences are paired. --csv writes the same table, one row per metric, with the
@@ -53,7 +60,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from common import Results, benchmark_parser, bootstrap_interval, prepare_split, silent
+from common import Results, benchmark_parser, bootstrap_interval, measuring_negatives, prepare_split, silent
 
 PAIRS = (('Dresses', 'Nightdress'), ('Skirts', 'Shorts'))
 OTHER = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
@@ -61,6 +68,10 @@ HARD = dict(hard_negative_size=8)
 AUGMENTED = dict(augment=True)
 AGAIN = dict(lr=2.5e-4, val_size=0.)
 WITHOUT_BARE = dict(texts=dict(name=1, full_text=1, attributes=2))
+SKIPS, MARGINS = (3, 7), (10, 20, 30)
+SKIPPED = {f'skip{skip}': dict(hard_negative_skip=skip) for skip in SKIPS}
+MASKED = {f'margin{margin}': dict(false_negative_margin=margin/100) for margin in MARGINS}
+BOTH = {f'{a}_{b}': SKIPPED[a] | MASKED[b] for a in SKIPPED for b in MASKED}
 EARLIER = WITHOUT_BARE | dict(epochs=20, lr=4e-4, patience=4)
 VARIANTS = dict(
     demo={}, hard_negatives=HARD, full_text=dict(texts=dict(full_text=1)), augmented=AUGMENTED,
@@ -68,12 +79,14 @@ VARIANTS = dict(
     without_bare_category=WITHOUT_BARE, fewer_epochs=dict(epochs=20), faster=dict(lr=8e-4),
     large_batches=dict(batch_size=64, lr=8e-4, epochs=60),
     again=AGAIN, again_hard=AGAIN | HARD, again_augmented=AGAIN | AUGMENTED,
-    again_augmented_hard=AGAIN | AUGMENTED | HARD)
+    again_augmented_hard=AGAIN | AUGMENTED | HARD, again_margin20=AGAIN | MASKED['margin20'],
+    **{f'again_hard_{name}': AGAIN | HARD | changes for name, changes in (SKIPPED | MASKED | BOTH).items()})
 SMALL_PATCHES, WIDE_TEXT = dict(patch_size=16), dict(hidden_size=128, intermediate_size=512)
 SHAPES = dict(  # variant to changes of the vision tower and of the text tower
     earlier=(SMALL_PATCHES, WIDE_TEXT), earlier_unaugmented=(SMALL_PATCHES, WIDE_TEXT),
     small_patches=(SMALL_PATCHES, {}), wide_text=({}, WIDE_TEXT))
-COMPARED_WITH = {name: 'demo' for name in VARIANTS if name != 'demo'} | dict(
+COMPARED_WITH = {name: 'demo' for name in VARIANTS if name != 'demo'} | {
+    name: 'again' for name in VARIANTS if name.startswith(('again_hard_', 'again_margin'))} | dict(
     earlier_unaugmented='earlier', again_hard='again', again_augmented='again', again_augmented_hard='again_augmented')
 
 
@@ -183,7 +196,7 @@ def run(name: str, seed: int, paths, gallery: tuple, args: Namespace) -> dict | 
     if file.exists():
         return None
     start = time.perf_counter()
-    with silent():
+    with silent(), measuring_negatives() as negatives:
         model, processor, history = train_variant(name, seed, paths, args)
     seconds = time.perf_counter()-start
     products = pd.concat(load_split(paths), ignore_index=True)
@@ -194,7 +207,8 @@ def run(name: str, seed: int, paths, gallery: tuple, args: Namespace) -> dict | 
     np.savez(file, **values)
     means = {metric: each.mean() for metric, each in values.items()}
     means['test_hit_rate@5'] = history[history.kept]['test_hit_rate@5'].iloc[0]
-    return dict(name=name, seed=seed, train_seconds=seconds, epochs=history.epoch.max(), **means)
+    return dict(name=name, seed=seed, train_seconds=seconds, epochs=history.epoch.max(),
+                negatives=pd.DataFrame(negatives).mean().to_dict(), **means)
 
 
 def run_all(results: Results, paths, gallery: tuple, args: Namespace):

@@ -18,6 +18,8 @@ addition changes one thing:
     duplicates      products with the same name, description or image are right answers for each other
     texts           the mix of names, sentences, full texts and short phrases that is the default of TrainConfig
     hard_negatives  batches of clusters of 8 similar products (duplicates among them, unless they are treated as such)
+    skipS           with hard_negatives: the S nearest products of each are kept out of its cluster
+    marginM         false negatives are left out of the loss: products with a cosine above 1-M, in per cent
     batch           --big-batch 256 products, learning rate times the square root of the ratio
     layer_decay     0.8
     freeze_vision   the first 2 of the 6 layers of the vision tower
@@ -52,6 +54,10 @@ on images and texts of several origins: products set aside, everyday things, dra
 alpha by the products of home that train() set aside and by everyday texts; it sees neither test products nor products
 of elsewhere.
 
+negatives: of the pairs within a cluster (of all pairs of a batch, with random batches) that are no duplicates, the
+share that agree in colour and category, of all such pairs and of those that are not left out of the loss, and the
+share that is left out; means of the epochs. Duplicates are those of the catalogue, also where they are ignored.
+
 Each run prints a record when it ends. Runs go by seed, so that a call that is cut short is complete for some seeds;
 after --seconds no new run starts. Tables in Markdown follow, which are also written to --out (quality.md), with the
 curve (wise_ft.png, wise_ft.json), the tables that the notebooks draw (quality.csv, curves.csv, agreements.csv,
@@ -83,6 +89,7 @@ from common import (
     benchmark_parser,
     bootstrap_interval,
     load_parts,
+    measuring_negatives,
     prepare_split,
     print_record,
     random_model,
@@ -98,12 +105,14 @@ HOME = (
 PAIRS = (('Dresses', 'Nightdress'), ('Skirts', 'Shorts'), ('Tops', 'Tunics'))
 OTHER = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
 DISTILL = (1, 3, 5, 10, 30)  # weights of the distillation
+SKIPS, MARGINS = (1, 3, 7, 15, 31), (10, 20, 30, 40, 50, 60)  # of hard negatives
 ADDITIONS = ('duplicates', 'texts', 'hard_negatives', 'batch', 'layer_decay', 'freeze_vision', 'ema', 'lora',
              'weight_decay', 'plain_images', *(f'distill{weight}' for weight in DISTILL), 'distill_texts', 'long',
-             'two_texts')
+             'two_texts', *(f'skip{skip}' for skip in SKIPS), *(f'margin{margin}' for margin in MARGINS))
 KINDS = ('names', 'full texts', 'short')
 SIDES = ('home', 'elsewhere')
-MODIFIERS = ('distill_texts', 'long', 'few', 'two_texts')  # additions that are only used together with others
+MODIFIERS = ('distill_texts', 'long', 'few', 'two_texts',  # additions that are only used together with others
+             *(f'skip{skip}' for skip in SKIPS), *(f'margin{margin}' for margin in MARGINS))
 DEFAULTS = ('duplicates', 'texts')  # additions that are defaults of train()
 CURVES = ('recipe', 'defaults', 'combined')  # variants whose weights are interpolated
 ALPHAS = [round(.1*i, 1) for i in range(11)]
@@ -267,7 +276,9 @@ def changes(args: Namespace) -> dict[str, dict]:
         layer_decay=dict(layer_decay=.8), freeze_vision=dict(freeze_vision=2), ema=dict(ema=.99),
         lora=dict(lora=8, lr=10*args.lr), weight_decay=dict(weight_decay=.1), plain_images=dict(augment=False),
         long=dict(epochs=args.long_epochs, patience=args.long_epochs, lr=args.long_lr), two_texts=dict(two_texts=True),
-        **{f'distill{weight}': dict(distill=float(weight)) for weight in DISTILL})
+        **{f'distill{weight}': dict(distill=float(weight)) for weight in DISTILL},
+        **{f'skip{skip}': dict(hard_negative_skip=skip) for skip in SKIPS},
+        **{f'margin{margin}': dict(false_negative_margin=margin/100) for margin in MARGINS})
 
 
 def epochs_of(addition: str) -> int:
@@ -356,10 +367,11 @@ def run(args: Namespace, parts: Parts, test: TestGallery, name: str, seed: int):
                 stack.enter_context(ignoring_duplicates())
             if 'distill_texts' in additions:
                 stack.enter_context(distilling_texts(load_model(args.model, verbose=False)[0], processor))
+            negatives = stack.enter_context(measuring_negatives())
             history, seconds = fit(model, processor, home, parts, config_of(additions, seed, args), monitor)
         kept = history.epoch[history.kept].iloc[0]
         notes = dict(train_seconds=seconds_since(start), epoch_seconds=min(seconds), steps=history.step.max(),
-                     kept=kept)
+                     kept=kept, negatives=pd.DataFrame(negatives).mean().to_dict())
         times = [dict(epochs=len(seconds), steps=int(history.step.max()), epoch_seconds=min(seconds))]
         (args.out/'runs'/f'{name}.{seed}.time.json').write_text(json.dumps(rounded(times)))
     if (name, seed) == ('combined', 0):

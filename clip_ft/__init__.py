@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from clip_ft.dataset import PixelCache
     from clip_ft.augment import Augment
     from clip_ft.query_log import read_log
+    from clip_ft.hard_negatives import hard_negative_batches
     from clip_ft.model import load_model, tiny_model
     from clip_ft.encode import embed_images, embed_texts
     from clip_ft.checkpoints import interpolate_weights, load_checkpoint, save_checkpoint
     from clip_ft.parameters import freeze_early_layers, parameter_groups
-    from clip_ft.losses import contrastive_loss, hard_negative_batches, sigmoid_loss
+    from clip_ft.losses import contrastive_loss, sigmoid_loss
     from clip_ft.metrics import batch_accuracy, clip_score, retrieval_metrics
     from clip_ft.settings import TrainConfig
     from clip_ft.training import train

@@ -9,7 +9,7 @@ __all__ = ['PREFIXES', 'TrainingBatches']
 import numpy as np
 import pandas as pd
 import torch
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from fastcore.basics import patch
@@ -24,6 +24,7 @@ from .views import draw_images, image_owners, main_rows
 class TrainingBatches:
     "Training batches, assembled on the device: functions of rows, seed, step and epoch."
     base_embeds: torch.Tensor | None = None  # [images of the cache, D], before training; for distillation
+    guide: Callable[[torch.Tensor], torch.Tensor] | None = None  # rows to embeddings [B, D]; for false negatives
 
     def __init__(self,
         processor: Any,  # processor of the model
@@ -75,7 +76,7 @@ class TrainingBatches:
         "Augment and normalize pixels, uint8 [B, 3, size, size]."
         return self.normalize(self.augment(pixels, random_numbers) if self.augment else pixels)
 
-
+# %% ../nbs/23_batches.ipynb #7ab15214
 def _share(batch_size, products, processes):
     "Number of products of a batch in each process."
     size = min(batch_size, products)
@@ -115,6 +116,8 @@ def assemble(self: TrainingBatches,
         batch |= {prefix+name: values for name, values in tokens[text_ids[self.mine]].items()}
     if self.base_embeds is not None:
         batch['base_embeds'] = self.base_embeds[self.rows[rows].to(self.device)]
+    if self.guide is not None:
+        batch['guide'] = self.guide(rows.to(self.device))
     return batch
 
 

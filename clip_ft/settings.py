@@ -34,6 +34,8 @@ class TrainConfig:
     query_share: float = .25  # maximum share of the steps that learn from a search log, if there is one
     augment: bool = False  # random crop, horizontal flip, rotation, colour jitter
     hard_negative_size: int = 1  # products per cluster of similar products in a batch; 1: random batches
+    hard_negative_skip: int = 0  # number of nearest products that are kept out of the cluster of a product
+    false_negative_margin: float = 0.0  # no negatives: products with a cosine above 1 - this margin; 0: off
     micro_batch: int = 0  # products per forward pass, for batches that do not fit into memory; 0: the whole batch
     freeze_vision: int = 0  # number of frozen layers of the vision tower, from the first; -1: the whole tower
     freeze_text: int = 0  # number of frozen layers of the text tower, from the first; -1: the whole tower
@@ -50,9 +52,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check(self, vars(self), lambda x: not isinstance(x, int) or abs(x) < 2**63, 'below 2**63')
         _check(self, ('epochs', 'lr', 'patience', 'grad_clip', 'hard_negative_size'), lambda x: x > 0, 'above 0')
-        _check(self, ('weight_decay', 'micro_batch', 'lora', 'save_minutes', 'keep', 'seed'), lambda x: x >= 0,
-               '0 or more')
-        _check(self, ('warmup', 'val_size', 'ema'), lambda x: 0 <= x < 1, 'at least 0 and below 1')
+        _check(self, ('weight_decay', 'micro_batch', 'lora', 'save_minutes', 'keep', 'seed', 'hard_negative_skip'),
+               lambda x: x >= 0, '0 or more')
+        _check(self, ('warmup', 'val_size', 'ema', 'false_negative_margin'), lambda x: 0 <= x < 1,
+               'at least 0 and below 1')
         _check(self, ('distill',), lambda x: 0 <= x < 1e6, 'at least 0 and below 1e6')
         _check(self, ('layer_decay', 'query_share'), lambda x: 0 < x <= 1, 'above 0 and at most 1')
         _check(self, ('batch_size',), lambda x: x >= 2, 'at least 2, because products compete with each other')

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import distributed as dist
+from torch.nn import functional as F
 from accelerate import PartialState
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -22,8 +23,9 @@ from .checkpoints import on_cpu
 from .dataset import PixelCache
 from .encode import embed_images, embed_texts
 from .fast import CompiledLayers, InferenceModel, RecordedStep, autocast_dtype, can_compile, can_record
+from .hard_negatives import false_negatives, hard_negative_batches
 from .learned import validation_split
-from .losses import distillation_loss, embedding_gradients, gather_rows, hard_negative_batches, model_loss
+from .losses import distillation_loss, embedding_gradients, gather_rows, model_loss
 from .metrics import batch_hits
 from .model import image_features, model_device, text_features
 from .optimizer import ScheduledAdamW
@@ -53,6 +55,7 @@ class TrainingSteps:
         self._compile()
         self.step = 0  # number of the next step
         self.product_embeds: torch.Tensor | None = None  # float16 [N, D], each from its latest step; for hard negatives
+        self.product_mean: torch.Tensor | None = None  # float32 [D], at the start of the epoch
         self.order: torch.Tensor | None = None  # int64 [steps, B], the batches of this epoch
         self.totals = torch.zeros(3, device=self.device)  # sums of the metrics in this epoch
 
@@ -74,6 +77,8 @@ def _prepare_products(self: TrainingSteps, cache: PixelCache, products: pd.DataF
     if config.distill:
         base_embeds = embed_images(self.model, self.processor, self.batches.pixels, progress=self.main)
         self.batches.base_embeds = torch.from_numpy(base_embeds).to(self.device, torch.float16)
+    if config.false_negative_margin:
+        self.batches.guide = self.guide
 
 # %% ../nbs/46_steps.ipynb #73286b38
 @patch
@@ -137,15 +142,26 @@ def embed_products(self: TrainingSteps) -> torch.Tensor:  # float16 [N, D] on th
 @patch
 def epoch_batches(self: TrainingSteps, epoch: int) -> torch.Tensor:  # int64 [steps, B] on the CPU
     "Row numbers of the batches of an epoch, 1 being the first."
-    size = self.config.hard_negative_size
-    if size > 1 and self.product_embeds is None:
-        self.product_embeds = self.embed_products()
-    embeds = torch.zeros(len(self.batches), 1) if self.product_embeds is None else self.product_embeds
-    batches = hard_negative_batches(embeds, self.batches.groups, self.batches.size, self.config.seed+epoch, size)
+    config, embeds = self.config, torch.zeros(len(self.batches), 1)
+    if config.hard_negative_size > 1 or config.false_negative_margin:
+        if self.product_embeds is None:
+            self.product_embeds = self.embed_products()
+        embeds, self.product_mean = self.product_embeds, self.product_embeds.mean(0, dtype=torch.float32)
+    batches = hard_negative_batches(embeds, self.batches.groups, self.batches.size, config.seed+epoch,
+                                    config.hard_negative_size, config.hard_negative_skip)
     order = torch.from_numpy(np.stack(batches)).to(self.device)
     if self.world > 1:  # embeddings may be rounded differently
         dist.broadcast(order, 0)
     return order.cpu()
+
+
+@patch
+def guide(self: TrainingSteps,
+    rows: torch.Tensor,  # int64 [B] on the device
+) -> torch.Tensor:  # float32 [B, D], unit rows
+    "Embeddings of products, minus the mean of all products."
+    assert self.product_embeds is not None and self.product_mean is not None  # from epoch_batches
+    return F.normalize(self.product_embeds[rows].float()-self.product_mean, dim=1)
 
 # %% ../nbs/46_steps.ipynb #c1984ea8
 @patch
@@ -174,7 +190,9 @@ def loss(self: TrainingSteps,
 ) -> torch.Tensor:  # scalar
     "The loss of the whole batch; with rows, the part of these rows."
     related = self.log.related if self.log is not None and 'weights' in batch else None
-    options: dict[str, Any] = dict(weights=batch.get('weights'), related=related, rows=rows)
+    margin = self.config.false_negative_margin
+    ignored = false_negatives(batch['guide'], margin, rows) if 'guide' in batch else None
+    options: dict[str, Any] = dict(weights=batch.get('weights'), related=related, rows=rows, ignored=ignored)
     losses = []
     for column, embeds in enumerate(text_embeds, 1):  # groups: duplicate group, and the number of each text
         groups = batch['groups'][:, :column+1:column]
@@ -232,7 +250,7 @@ def train_step(self: TrainingSteps,
 @patch
 def state(self: TrainingSteps) -> dict:  # plain values, and tensors on the CPU
     "Everything that the following steps depend on."
-    state = {name: getattr(self, name) for name in ('step', 'product_embeds', 'order', 'totals')}
+    state = {name: getattr(self, name) for name in ('step', 'product_embeds', 'product_mean', 'order', 'totals')}
     return on_cpu(state | dict(model=self.model.state_dict(), optimizer=self.optimizer.state_dict()))
 
 # %% ../nbs/46_steps.ipynb #7440a9b3
@@ -242,8 +260,9 @@ def restore(self: TrainingSteps, state: dict) -> None:
     self.model.load_state_dict(state['model'])
     self.optimizer.load_state_dict(state['optimizer'])
     self.step, self.order, self.totals = state['step'], state['order'], state['totals'].to(self.device)
-    embeds = state['product_embeds']
-    self.product_embeds = None if embeds is None else embeds.to(self.device)
+    for name in ('product_embeds', 'product_mean'):
+        embeds = state[name]
+        setattr(self, name, None if embeds is None else embeds.to(self.device))
 
 # %% ../nbs/46_steps.ipynb #8ce59d05
 @patch

@@ -73,7 +73,8 @@ def test_recorded_steps_of_a_search_log(demo):
 @pytest.mark.parametrize('changes', [
     dict(micro_batch=24), dict(micro_batch=24, compile=False), dict(ema=.9, layer_decay=.8),
     dict(freeze_vision=2), dict(freeze_text=-1), dict(lora=4), dict(distill=10.), dict(distill=10., micro_batch=24),
-    dict(two_texts=True), dict(two_texts=True, micro_batch=24)])
+    dict(two_texts=True), dict(two_texts=True, micro_batch=24),
+    dict(hard_negative_size=4, hard_negative_skip=1, false_negative_margin=.3)])
 def test_options_of_recorded_steps(demo, changes):
     reference = {name: value for name, value in changes.items() if name != 'micro_batch'}
     plain, _ = losses(demo, 12, **reference | dict(compile=False))

@@ -24,7 +24,8 @@ from clip_ft.train_command import train_main
 
 EPOCHS = 3      # of four steps each
 SETTINGS = ['--model', 'tiny', '--device', 'cpu', '--epochs', EPOCHS, '--lr', 3e-4, '--batch-size', 16,
-            '--val-size', .2, '--monitor', 'loss', '--hard-negative-size', 4, '--ema', .5, '--distill', 5]
+            '--val-size', .2, '--monitor', 'loss', '--hard-negative-size', 4, '--hard-negative-skip', 1,
+            '--false-negative-margin', .3, '--ema', .5, '--distill', 5]
 # Two processes add up the same numbers in another order, which changes the last of float32's seven digits, 1e-7. AdamW
 # divides by the root of small second moments and so magnifies the difference. After 12 steps the losses agree to this
 # tolerance; with a wrong gradient they would differ by 1e-2.
