@@ -93,7 +93,7 @@ def stages() -> list[tuple[Any, str]]:
     from clip_ft import batches, models, steps, training
     functions = ('run_fingerprint', 'Trainer', 'Gallery', 'load_checkpoint', 'remember_base', 'offer_model',
                  'choose_weights', 'weights_hash')
-    methods = ('_compile_layers', 'measure_epoch', 'save_snapshot', 'interpolate', 'keep_best')
+    methods = ('measure_epoch', 'save_snapshot', 'interpolate', 'keep_best')
     return [*((training, name) for name in functions), *((training.Trainer, name) for name in methods),
             (steps, 'validation_split'), (models, 'measure'), (models, 'embed_images'), (batches, 'TextSampler'),
             (batches, 'to_device'), (training.PixelCache, 'build'), (training.Snapshots, 'wait')]

@@ -54,16 +54,11 @@ class TrainingBatches:
         self._load(cache, processor, products, text_weights, self.device, self.multiple, two_texts)
 
     def _load(self, cache, *options):
-        "Copy the pixels; a thread tokenizes with these options of TextSampler until the texts are needed."
-        background = ThreadPoolExecutor(1)
-        self._texts = background.submit(TextSampler, *options)
-        background.shutdown(wait=False)
-        self.pixels = to_device(cache.pixels, self.device)
-
-    @property
-    def texts(self) -> TextSampler:
-        "The texts of the products, as soon as they are tokenized. Raises InputError if there are no such texts."
-        return self._texts.result()
+        "Copy the pixels, and at the same time tokenize with these options of TextSampler."
+        with ThreadPoolExecutor(1) as background:
+            texts = background.submit(TextSampler, *options)
+            self.pixels = to_device(cache.pixels, self.device)
+            self.texts = texts.result()
 
     def _set_images(self, products, rows):
         self.image_rows, self.owners = rows, image_owners(products, len(rows))  # int64 [M]: in the cache; product

@@ -85,12 +85,17 @@ class History:
         kept = self.best['epoch'] if self.best else None
         return pd.DataFrame(self.records).assign(kept=[record['epoch'] == kept for record in self.records])
 
+    def averages(self, records: list[dict]) -> dict[int, float]:
+        "The monitored metric of each epoch, averaged with the epochs before it."
+        values = pd.Series({record['epoch']: record[f'val_{self.monitor}'] for record in records})
+        return values.ewm(alpha=.5, adjust=False).mean().to_dict()
+
     def improves(self, record: dict) -> bool:
         "Whether an epoch is the best so far. Without validation metrics, the latest is."
-        column = f'val_{self.monitor}'
-        if self.best is None or column not in record:
+        if self.best is None or f'val_{self.monitor}' not in record:
             return True
-        return METRICS[self.monitor]*(record[column]-self.best[column]) > 0
+        averages = self.averages([*self.records, record])
+        return METRICS[self.monitor]*(averages[record['epoch']]-averages[self.best['epoch']]) > 0
 
     def exhausted(self) -> bool:
         "Whether the best epoch is at least patience epochs ago."
@@ -187,8 +192,10 @@ def outcome(self: History,
     if best['epoch'] == 0:
         return (f'{end}. No epoch was better than the model before training ({column} {best[column]:.4f}), which is '
                 'kept; try a lower learning rate.')
+    average = self.averages(self.records)[best['epoch']]
+    scores = f'{column} {best[column]:.4f}, averaged with earlier epochs {average:.4f}'
     more = ' It was still improving, so more epochs may help.' if best['epoch'] == last == epochs else ''
-    return f'{end}. Epoch {best["epoch"]} is the best ({column} {best[column]:.4f}).{more}'
+    return f'{end}. Epoch {best["epoch"]} is the best ({scores}).{more}'
 
 # %% ../nbs/42_history.ipynb #42b00006
 def near_chance(

@@ -17,7 +17,6 @@ from contextlib import nullcontext
 from fastcore.basics import patch
 from functools import partial
 from typing import Any
-from .augment import Augment
 from .batches import PREFIXES, TrainingBatches
 from .checkpoints import on_cpu
 from .dataset import PixelCache
@@ -32,7 +31,6 @@ from .optimizer import ScheduledAdamW
 from .parameters import add_lora, freeze_early_layers
 from .query_log import QueryLog, open_log
 from .settings import TrainConfig
-from .texts import TextSpec
 from .views import image_owners
 
 # %% ../nbs/46_steps.ipynb #46s00006
@@ -52,7 +50,6 @@ class TrainingSteps:
         self.compiled = config.compile and can_compile(self.device)
         self._prepare_products(cache, products, log)
         self._prepare_model()
-        self._compile()
         self.step = 0  # number of the next step
         self.product_embeds: torch.Tensor | None = None  # float16 [N, D], each from its latest step; for hard negatives
         self.product_mean: torch.Tensor | None = None  # float32 [D], at the start of the epoch
@@ -96,38 +93,6 @@ def _prepare_model(self: TrainingSteps) -> None:
                                     config.grad_clip, config.ema, scale_loss, capturable=record)
     self.layers = CompiledLayers(model, self.compiled)
     self.recorded = RecordedStep(self.compute, self.device) if record else None
-
-# %% ../nbs/46_steps.ipynb #8ccbcf74
-_BLANK_TOKENS = 77  # length of the texts with which the layers are compiled, at most that of the model
-
-@patch
-def _compile_layers(self: TrainingSteps) -> None:
-    "Compile the layers of both towers, forward and backward."
-    spec, batches, device = TextSpec.from_processor(self.processor), self.batches, self.device
-    size, width = min(self.config.micro_batch or batches.share, batches.share), min(spec.length, _BLANK_TOKENS)
-    batch = dict(pixels=torch.zeros(size, *batches.pixels.shape[1:], dtype=torch.uint8, device=device),
-                 random_numbers=torch.zeros(size, Augment.random_numbers_per_image, device=device),
-                 input_ids=torch.full((size, width), spec.pad_id, device=device))
-    if not spec.pad_to_length:
-        batch['attention_mask'] = (torch.arange(width, device=device) < width-1).long().expand(size, -1)
-    training = self.model.training
-    with torch.random.fork_rng([device]):  # dropout
-        self.model.train()
-        embeds = [x for x in self.embed(batch) if x.requires_grad]
-        torch.autograd.backward(embeds, [torch.zeros_like(x) for x in embeds])
-    self.model.train(training).zero_grad(set_to_none=True)
-
-
-@patch
-def _compile(self: TrainingSteps) -> None:
-    "Compile while the texts are being tokenized, and wait for both. Raises the errors of TextSampler."
-    try:
-        if self.compiled:
-            self._compile_layers()
-        _ = self.batches.texts
-    except BaseException:
-        self.close()
-        raise
 
 # %% ../nbs/46_steps.ipynb #3048ee8d
 @patch

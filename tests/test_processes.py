@@ -22,12 +22,12 @@ from clip_ft.model import tiny_model
 from clip_ft.train_command import _parser as train_parser
 from clip_ft.train_command import train_main
 
-EPOCHS = 3      # of five steps each
-SETTINGS = ['--model', 'tiny', '--device', 'cpu', '--epochs', EPOCHS, '--lr', 3e-4, '--batch-size', 16, '--val-size', 0,
-            '--hard-negative-size', 4, '--hard-negative-skip', 1, '--false-negative-margin', .3,
-            '--ema', .5, '--monitor', 'mrr', '--distill', 5, '--query-share', .2]
+EPOCHS = 3      # of four steps each
+SETTINGS = ['--model', 'tiny', '--device', 'cpu', '--epochs', EPOCHS, '--lr', 3e-4, '--batch-size', 16,
+            '--val-size', .2, '--monitor', 'loss', '--hard-negative-size', 4, '--hard-negative-skip', 1,
+            '--false-negative-margin', .3, '--ema', .5, '--distill', 5]
 # Two processes add up the same numbers in another order, which changes the last of float32's seven digits, 1e-7. AdamW
-# divides by the root of small second moments and so magnifies the difference. After 15 steps the losses agree to this
+# divides by the root of small second moments and so magnifies the difference. After 12 steps the losses agree to this
 # tolerance; with a wrong gradient they would differ by 1e-2.
 TOLERANCE = 1e-5
 
@@ -68,7 +68,7 @@ def ranks(fork, fork_ranks):
 def kill_in_second_epoch(processes, root):
     "Kill processes as soon as a snapshot of the second epoch exists; return the last step that was saved."
     end = time.monotonic()+300
-    while last_step(root) < 7:
+    while last_step(root) < 6:
         assert processes[0].is_alive() and time.monotonic() < end, (root/'log.txt').read_text()[-5000:]
         time.sleep(.005)
     for process in processes:
@@ -138,7 +138,8 @@ def test_launchers_pass_all_options_on(name):
 
 
 def test_two_processes_give_what_one_gives(one, project):
-    out, err = finish(start(project, launcher=TORCHRUN))
+    "Each of the two with gradient caching, three products at a time."
+    out, err = finish(start(project, '--micro-batch', 3, launcher=TORCHRUN))
     assert_same(project, one)
     assert out.count('The model was written to') == 1 and out.count('epoch 1  train_loss') == 1
     for bar, count in {'Epoch 1/3': 1, 'Epoch 3/3': 1, 'Embedding images': 2}.items():  # of the base, hard negatives
@@ -146,12 +147,6 @@ def test_two_processes_give_what_one_gives(one, project):
     assert 'Traceback' not in err
     mine, theirs = written(project), written(one)
     assert mine == theirs and not any('/.' in name for name in mine)
-
-
-def test_micro_batches_within_processes(one, project, ranks):
-    "Gradient caching, three products at a time, in each of two processes."
-    join(ranks(project, '--micro-batch', 3, count=2), project/'log.txt')
-    assert_same(project, one)
 
 
 def test_begun_by_two_and_finished_by_one(one, project, ranks):

@@ -19,7 +19,7 @@ KILLS, EPOCHS, STEPS = 8, 6, 30      # five steps per epoch
 # With these settings a snapshot has to hold everything that it can hold: optimizer, schedule, order of the batches,
 # embeddings of the products, moving average, best epoch.
 SETTINGS = ['--model', 'tiny', '--device', 'cpu', '--epochs', EPOCHS, '--patience', EPOCHS, '--lr', 3e-4,
-            '--batch-size', 16, '--hard-negative-size', 4, '--ema', .5]
+            '--batch-size', 16, '--hard-negative-size', 4, '--ema', .5, '--no-interpolate']
 
 
 @pytest.fixture(scope='module')
@@ -159,16 +159,12 @@ def empty(path):
 
 def test_damaged_snapshots(halfway, straight, start):
     "If the newest snapshot is damaged, the one before it is used; if all are, the run starts from the beginning."
-    started = []
-    for damage in (flip, truncate, empty):
-        root = copy(halfway, halfway.parent/damage.__name__)
-        newest, before = Snapshots(Paths(root).last).files()[:2]
-        damage(newest)
-        started.append((start(root), root, before))
-    for process, root, before in started:
-        output = finish(process)
-        assert output.count('is damaged') == 1 and f'after step {int(before.stem[5:])} of' in output
-        assert_same_end(root, straight)
+    root = copy(halfway, halfway.parent/'newest')
+    newest, before = Snapshots(Paths(root).last).files()[:2]
+    flip(newest)
+    output = finish(start(root))
+    assert output.count('is damaged') == 1 and f'after step {int(before.stem[5:])} of' in output
+    assert_same_end(root, straight)
     root = copy(halfway, halfway.parent/'all')
     for path, damage in zip(Snapshots(Paths(root).last).files(), (flip, empty, truncate), strict=False):
         damage(path)
