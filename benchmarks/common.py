@@ -373,17 +373,21 @@ def load_parts(root: Path) -> tuple:
 
 # ---- negatives
 
+def colour_kinds(products: Any) -> np.ndarray:
+    "Colour and category of each product; empty without a colour."
+    from clip_ft.texts import ATTRIBUTES
+    colours = products[next(name for name in ATTRIBUTES['colour'] if name in products)].str.strip()
+    return np.where(colours == '', '', colours+' '+products['category'])
+
+
 def count_negatives(trainer: Any, order: Any) -> dict[str, float]:
     "Of the pairs of a cluster that are no duplicates: shares that agree in colour and category, and that are left out."
     import torch
 
     from clip_ft.data import duplicate_groups
     from clip_ft.hard_negatives import false_negatives
-    from clip_ft.texts import ATTRIBUTES
     config, products = trainer.config, trainer.products.drop(index=trainer.val_rows).reset_index(drop=True)
-    colours = products[next(name for name in ATTRIBUTES['colour'] if name in products)].str.strip()
-    kinds = np.where(colours == '', '', colours+' '+products['category'])
-    groups, size = duplicate_groups(products), order.shape[1]
+    kinds, groups, size = colour_kinds(products), duplicate_groups(products), order.shape[1]
     length = config.hard_negative_size if config.hard_negative_size > 1 else size
     place = np.arange(size)
     near = (place[:, None] // length == place // length) & (place[:, None] != place)

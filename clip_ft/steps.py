@@ -226,7 +226,7 @@ def restore(self: TrainingSteps, state: dict) -> None:
     self.optimizer.load_state_dict(state['optimizer'])
     self.step, self.order, self.totals = state['step'], state['order'], state['totals'].to(self.device)
     for name in ('product_embeds', 'product_mean'):
-        embeds = state[name]
+        embeds = state.get(name)  # older snapshots have no mean
         setattr(self, name, None if embeds is None else embeds.to(self.device))
 
 # %% ../nbs/46_steps.ipynb #8ce59d05
