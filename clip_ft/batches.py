@@ -17,7 +17,7 @@ from .augment import Augment
 from .core import InputError
 from .data import duplicate_groups
 from .dataset import Normalize, PixelCache, gather_pixels, to_device
-from .texts import TextSampler, Tokens
+from .texts import TextSampler, TextSpec, Tokens
 from .views import draw_images, image_owners, main_rows
 
 # %% ../nbs/23_batches.ipynb #b1a70008
@@ -49,7 +49,7 @@ class TrainingBatches:
         self.groups = torch.from_numpy(duplicate_groups(products))
         self.augment = Augment(cache.size) if augment else None
         self.normalize = Normalize(processor).to(self.device)
-        self.multiple = 16 if self.device.type == 'cuda' else 1  # few recompilations
+        self.multiple = _width_step(processor) if self.device.type == 'cuda' else 1
         self.transform = torch.compile(self._transform) if compile and augment else self._transform
         self._load(cache, processor, products, text_weights, self.device, self.multiple, two_texts)
 
@@ -72,6 +72,12 @@ class TrainingBatches:
         return self.normalize(self.augment(pixels, random_numbers) if self.augment else pixels)
 
 # %% ../nbs/23_batches.ipynb #7ab15214
+def _width_step(processor):
+    "Widths of texts are multiples of this number, so that few are compiled; it divides the longest, if possible."
+    length = TextSpec.from_processor(processor).length
+    return next((step for step in range(16, 7, -1) if length % step == 0), 16)
+
+
 def _share(batch_size, products, processes):
     "Number of products of a batch in each process."
     size = min(batch_size, products)
