@@ -37,8 +37,8 @@ def weights_hash(
     model: torch.nn.Module | Iterable[tuple[str, torch.Tensor]],  # model, or its named_parameters
 ) -> str:  # 32 hexadecimal digits
     "Fingerprint of the weights of a model (BLAKE2b of names, shapes, types and bytes)."
-    digest, parameters = blake2b(digest_size=16), model.named_parameters() if hasattr(model, 'modules') else model
-    for name, parameter in sorted(parameters):
+    digest = blake2b(digest_size=16)
+    for name, parameter in sorted(model.named_parameters() if isinstance(model, torch.nn.Module) else model):
         values = parameter.detach().cpu().contiguous()
         digest.update(f'{name} {tuple(values.shape)} {values.dtype}'.encode())
         digest.update(values.flatten().view(torch.uint8).numpy().data)

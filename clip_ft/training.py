@@ -68,12 +68,15 @@ class Trainer(TrainingSteps):
             self.fingerprint['weights'] = digest.result()
         if log is not None and self.log is not None:
             self.fingerprint['queries'] = log.digest()
-        self.paths, self.base = paths, dict[str, str]()  # base: notes on the model before training
         self.alpha = 1.0  # share of the new weights in the result
         self.validation = validation_of(processor, self.batches.pixels, products, self.val_rows, image_dir, paths,
                                         test=test, batch_size=config.batch_size)
+        self._prepare_files(paths)
+
+    def _prepare_files(self, paths: Paths) -> None:
+        self.paths, self.base = paths, dict[str, str]()  # base: notes on the model before training
         self.snapshots, self.interrupted, self.snapshot_time = Snapshots(paths.last), Event(), time.monotonic()
-        self.history = History(config.monitor, config.patience, paths.last, submit=self.snapshots.queue)
+        self.history = History(self.config.monitor, self.config.patience, paths.last, submit=self.snapshots.queue)
 
 # %% ../nbs/47_training.ipynb #b4eee914
 @patch
@@ -268,6 +271,14 @@ def _check_sizes(train_products: pd.DataFrame, test_products: pd.DataFrame) -> N
         raise InputError(f'Training needs at least 4 products to train on and 2 to test on, {found}.')
 
 
+def _decode(images: list[list[Path]], spec: ResizeSpec, paths: Paths, compiles: bool) -> list[PixelCache]:
+    "The pixel cache of each list of images; meanwhile, the compiler is imported if it will be needed."
+    with worker_pool(sum(map(len, images))) as pool:
+        if compiles:
+            import_compiler()
+        return [PixelCache.build(part, spec, paths.pixels, pool) for part in images]
+
+
 def train(
     model: torch.nn.Module,  # two-tower model, from load_model or tiny_model; changed in place
     processor: Any,  # its processor
@@ -289,10 +300,7 @@ def train(
     with stage_lock('train', paths.checkpoints):
         with PartialState(cpu=device.type == 'cpu').main_process_first():
             images = [image_rows(part).paths(image_dir) for part in (train_products, test_products)]
-            with worker_pool(sum(map(len, images))) as pool:
-                if config.compile and can_compile(device):
-                    import_compiler()  # while the pool decodes
-                cache, test_cache = (PixelCache.build(part, spec, paths.pixels, pool) for part in images)
+            cache, test_cache = _decode(images, spec, paths, config.compile and can_compile(device))
         test = Gallery(processor, to_device(test_cache.pixels, device), test_products)
         trainer = Trainer(model, processor, cache, train_products, config, paths, test, image_dir, log)
         return trainer.fit(fresh, finish, keep_queries)
