@@ -36,7 +36,7 @@ class TrainingBatches:
         device: str | torch.device = 'cpu',  # device of the model
         augment: bool = True,  # augment the images
         seed: int = 42,  # seed of texts and augmentation
-        compile: bool = False,  # compile augmentation and normalization
+        compile: bool = False,  # compile the augmentation, with the normalization
         rank: int = 0,  # rank of this process
         world: int = 1,  # number of processes
         two_texts: bool = False,  # a short and a long text of each product in every batch

@@ -268,6 +268,7 @@ def run_fingerprint(
 
 
 def _without_off(fingerprint: dict[str, str]) -> dict[str, str]:
+    "The fingerprint without settings that are off, which snapshots from before an update do not have."
     return {name: value for name, value in fingerprint.items() if value not in ('false', '0', '0.0')}
 
 
