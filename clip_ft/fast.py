@@ -249,7 +249,7 @@ class RecordedStep:
     def _record(self, batch: dict[str, torch.Tensor]) -> _Recording:
         "Record the kernels of a step, without running them."
         graph, inputs = torch.cuda.CUDAGraph(), {name: x.clone() for name, x in batch.items()}
-        with torch.cuda.graph(graph, pool=self.pool):
+        with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
             outputs = self.compute(inputs)
         return _Recording(graph, inputs, outputs)
 

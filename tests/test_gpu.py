@@ -38,13 +38,13 @@ def demo(tmp_path_factory):
     return paths, products, test, folder, PixelCache.build(image_rows(products).paths(folder), 96, paths.pixels)
 
 
-def losses(demo, steps=40, queries=None, **changes):
+def losses(demo, steps=40, queries=None, device='cuda', **changes):
     "Losses of some steps, and the trainer."
     paths, products, test, _, cache = demo
     model, processor = tiny_model(products.full_text)
     config = TrainConfig(**(dict(lr=5e-4, batch_size=64, epochs=20, val_size=0) | changes))
     log = None if queries is None else training_log(queries, products, test)
-    trainer = Trainer(model.cuda(), processor, cache, products, config, paths, log=log)
+    trainer = Trainer(model.to(device), processor, cache, products, config, paths, log=log)
     rows = [batch for epoch in range(1, 10) for batch in trainer.epoch_batches(epoch)][:steps]
     return torch.stack([trainer.train_step(batch)[0] for batch in rows]).cpu().numpy(), trainer
 
@@ -57,6 +57,14 @@ def test_recorded_steps_equal_plain_ones(demo):
     assert np.abs(fast-plain).mean() < .05, np.abs(fast-plain).max()
     trainer.close()
     assert not trainer.recorded.recordings
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason='needs two CUDA devices')
+def test_steps_are_recorded_on_the_second_device(demo):
+    first, _ = losses(demo)
+    second, trainer = losses(demo, device='cuda:1')
+    assert len(trainer.recorded.recordings) >= 2
+    assert np.abs(first-second).mean() < .05, np.abs(first-second).max()
 
 
 def test_recorded_steps_of_a_search_log(demo):
