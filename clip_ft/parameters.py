@@ -6,6 +6,7 @@
 __all__ = ['check_trainable', 'freeze_early_layers', 'parameter_groups', 'add_lora', 'merged_state_dict']
 
 # %% ../nbs/35_parameters.ipynb #c17ef77b
+import torch
 from torch import nn
 from typing import Any
 from .core import InputError
@@ -78,6 +79,7 @@ def parameter_groups(
 def add_lora(
     model: nn.Module,  # a two-tower model; its linear layers are wrapped in place, the others frozen
     rank: int = 8,  # rank of the corrections
+    seed: int = 0,  # of the corrections, which begin at random
 ) -> Any:  # peft's wrapper, whose merge_and_unload() merges the corrections and returns the plain model
     """Train low-rank corrections, and the logit scale, instead of the weights.
 
@@ -92,7 +94,9 @@ def add_lora(
     if rank > highest:
         raise InputError(f'The rank of LoRA must be at most {highest}, the rank of the largest matrix, not {rank}.')
     config = LoraConfig(r=rank, lora_alpha=2*rank, lora_dropout=0., target_modules=list(layers))
-    wrapper = LoraModel(model, config, 'default')
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        wrapper = LoraModel(model, config, 'default')
     for name, p in model.named_parameters():
         if name.startswith('logit_'):
             p.requires_grad_(True)

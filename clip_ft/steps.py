@@ -83,7 +83,7 @@ def _prepare_model(self: TrainingSteps) -> None:
     "Choose the trainable parameters, make the optimizer, compile."
     model, config = self.model, self.config
     self.requires_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    self.lora = add_lora(model, config.lora) if config.lora else None
+    self.lora = add_lora(model, config.lora, config.seed) if config.lora else None
     if config.freeze_vision or config.freeze_text:
         freeze_early_layers(model, config.freeze_vision, config.freeze_text)
     self.dtype, scale_loss = autocast_dtype(model)
