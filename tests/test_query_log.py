@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from clip_ft.commands import evaluate_main, train_main
 from clip_ft.core import InputError, Paths
 from clip_ft.data import catalogue_folder, image_folder, load_split
 from clip_ft.dataset import PixelCache
@@ -16,9 +17,7 @@ from clip_ft.metrics import retrieval_metrics
 from clip_ft.model import tiny_model
 from clip_ft.queries import read_queries
 from clip_ft.query_log import match_log, read_log, training_log
-from clip_ft.report import evaluate_main
 from clip_ft.settings import TrainConfig
-from clip_ft.train_command import train_main
 from clip_ft.training import Trainer, train
 from clip_ft.views import image_rows
 

@@ -12,8 +12,8 @@ import torch
 from conftest import join, last_step
 
 from clip_ft.checkpoints import Snapshots
+from clip_ft.commands import train_main
 from clip_ft.core import Paths, temporary_path
-from clip_ft.train_command import train_main
 
 KILLS, EPOCHS, STEPS = 8, 6, 30      # five steps per epoch
 # With these settings a snapshot has to hold everything that it can hold: optimizer, schedule, order of the batches,

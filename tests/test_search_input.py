@@ -14,14 +14,13 @@ from transformers import CLIPConfig, CLIPModel
 
 from clip_ft import images
 from clip_ft.checkpoints import Snapshots
+from clip_ft.commands import embed_main, evaluate_main, search_main
 from clip_ft.core import Paths
 from clip_ft.data import load_split
-from clip_ft.embedding import embed_main, load_embeddings, save_embeddings
+from clip_ft.embedding import load_embeddings, save_embeddings
 from clip_ft.images import ImageError
 from clip_ft.model import save_model, tiny_model
-from clip_ft.report import evaluate_main
 from clip_ft.search import Searcher, plot_results
-from clip_ft.search_command import search_main
 
 
 class Bomb:
