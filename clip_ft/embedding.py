@@ -360,4 +360,6 @@ def embed_command(
         (count, dimension), unchanged = data['embeddings'].shape, data['unchanged']
         also = f', {unchanged:,} unchanged' if unchanged else ''
         print(f'{count - unchanged:,} images embedded{also}, in {dimension} dimensions: {printable(paths.embeddings)}')
+        if age:
+            print(printable(f'These products are not up to date: {age}'))
     state.destroy_process_group()

@@ -11,11 +11,11 @@ __all__ = ['BASE', 'GRID_FORMATS', 'command_parser', 'non_negative_int', 'get_da
 import re
 from argparse import SUPPRESS, Action, ArgumentParser, ArgumentTypeError, BooleanOptionalAction, HelpFormatter
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from fastcore.docments import docments
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 from .core import printable
 from .settings import TrainConfig, demo_config
 
@@ -54,6 +54,19 @@ def non_negative_int(
     if not text.isdecimal() or len(text) > 19 or int(text) >= 2**63:
         raise ArgumentTypeError('must be a non-negative integer below 2**63')
     return int(text)
+
+
+def _converted(convert: Callable[[str], Any], kind: str) -> Callable[[str], Any]:
+    "An argparse type that reports a wrong value in words."
+    def parse(text: str) -> Any:
+        try:
+            return convert(text)
+        except ValueError:
+            raise ArgumentTypeError(f'must be {kind}, not {text}') from None
+    return parse
+
+
+_integer, _number = _converted(int, 'a whole number'), _converted(float, 'a number')
 
 # %% ../nbs/68_options.ipynb #68a00006
 BASE = 'openai/clip-vit-base-patch32'  # model that training starts from by default
@@ -114,7 +127,7 @@ def preprocess_parser() -> ArgumentParser:
     parser = command_parser('Clean the catalogue of a project, and split it into a training and a test set.')
     _add_table_options(parser)
     again = 'by default that of the last call, at first'
-    parser.add_argument('--test-size', type=float, metavar='SHARE',
+    parser.add_argument('--test-size', type=_number, metavar='SHARE',
                         help=f'share of the rows in the test set; {again} 0.1')
     parser.add_argument('--seed', type=non_negative_int, metavar='N', help=f'seed of the split; {again} 42')
     parser.add_argument('--keep-out', metavar='FILE',
@@ -144,13 +157,13 @@ def _add_settings(parser: ArgumentParser) -> None:
             parser.add_argument(option, type=_weight, nargs='+', metavar='KIND=WEIGHT', default=SUPPRESS,
                                 help=f'{about}. Default: {shown}')
         else:
-            kind = type(default)
-            shown = f'{default:g}' if kind is float else default or 'none' if kind is str else default
-            parser.add_argument(option, type=kind, metavar=_METAVARS[kind], default=SUPPRESS,
+            parse, metavar = _KINDS[type(default)]
+            shown = f'{default:g}' if isinstance(default, float) else default if default != '' else 'none'
+            parser.add_argument(option, type=parse, metavar=metavar, default=SUPPRESS,
                                 help=f'{about}. Default: {shown}')
 
 
-_METAVARS: dict[type, str] = {int: 'N', float: 'NUMBER', str: 'NAME'}
+_KINDS: dict[type, tuple] = {int: (_integer, 'N'), float: (_number, 'NUMBER'), str: (str, 'NAME')}
 
 # %% ../nbs/68_options.ipynb #68a00014
 def train_parser() -> ArgumentParser:
@@ -190,8 +203,9 @@ def tune_parser() -> ArgumentParser:
     add = parser.add_argument
     add('--models', nargs='+', metavar='MODEL', default=[BASE],
         help='models to start from: names on the hub, folders, or tiny; by default that of clip_ft_train')
-    add('--minutes', type=float, default=60.0, metavar='NUMBER', help='time for all trials; running ones are completed')
-    add('--epochs', type=int, metavar='N', help='epochs of a full run; by default those of clip_ft_train')
+    add('--minutes', type=_number, default=60.0, metavar='NUMBER',
+        help='time for all trials; running ones are completed')
+    add('--epochs', type=_integer, metavar='N', help='epochs of a full run; by default those of clip_ft_train')
     add('--monitor', default='mrr', metavar='METRIC', help='validation metric to compare by')
     add('--devices', nargs='+', metavar='DEVICE', default=[None],
         help='devices to use, such as cuda:0 cuda:1, with one trial on each; by default the fastest available')
@@ -261,13 +275,13 @@ def search_parser() -> ArgumentParser:
     add('query', nargs='*', metavar='WORD', help='text to search for; without a text or an image, a prompt opens')
     add('--image', metavar='FILE', help='image to search by, alone or together with a text')
     add('--like', metavar='NAME', help='search for products like this image of the catalogue')
-    add('--image-weight', type=float, default=.5, metavar='NUMBER',
+    add('--image-weight', type=_number, default=.5, metavar='NUMBER',
         help='weight of the image in a query by text and image, from 0 to 1')
     add('--not', dest='without', metavar='TEXT', default='', help='text that describes what to exclude')
     add('--where', action='append', metavar='CONDITION',
         help='condition such as category=Dresses, "price>=10" or "display name~silk", in quotes; may be repeated, '
              'and of several values for one column any may match')
-    add('--top-k', type=int, default=5, metavar='N', help='number of results')
+    add('--top-k', type=_integer, default=5, metavar='N', help='number of results')
     add('--offset', type=non_negative_int, default=0, metavar='N', help='number of best results to skip')
     add('--collapse', action='store_true', help='show only one of several near-identical products')
     add('--json', action='store_true', help='print the results as JSON, with all columns')
