@@ -133,7 +133,7 @@ def test_ctrl_c_saves_and_the_command_resumes(split_shop, straight, start):
     wait_for(lambda: 'Epoch 3/' in log.read_text(), process)
     os.kill(process.pid, signal.SIGINT)
     output = finish((process, log), code=130)
-    assert output.splitlines()[-1] == 'interrupted' and 'Traceback' not in output
+    assert output.splitlines()[-1] == 'interrupted; repeat the command to go on' and 'Traceback' not in output
     stopped = int(re.search(r'Interrupted after step (\d+)', output)[1])
     assert last_step(root) == stopped and not partly_written(root)
     assert f'after step {stopped} of {STEPS}' in finish(start(root))
