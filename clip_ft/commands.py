@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from .core import InputError, Paths, console_script, printable, writable_file
 from .options import app_parser, embed_parser, evaluate_parser, export_parser, get_data_parser
-from .options import preprocess_parser, search_parser, train_config, train_parser, tune_parser
+from .options import preprocess_parser, search_arguments, train_config, train_parser, tune_parser
 from .settings import TrainConfig, demo_config
 
 # %% ../nbs/79_commands.ipynb #79a00006
@@ -136,7 +136,7 @@ def _check_search(args: Namespace) -> None:
 @console_script
 def search_main(argv: list[str] | None = None) -> None:
     "clip_ft_search: search for products by text, by image, or by both."
-    args = search_parser().parse_intermixed_args(argv)
+    args = search_arguments(argv)
     _check_search(args)
     check_project(Paths(args.root), 'embeddings', *([] if args.model else ['model']))
     from clip_ft.where import parse_where

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['BASE', 'GRID_FORMATS', 'command_parser', 'non_negative_int', 'get_data_parser', 'preprocess_parser', 'train_parser',
            'train_config', 'tune_parser', 'evaluate_parser', 'export_parser', 'embed_parser', 'search_parser',
-           'app_parser']
+           'search_arguments', 'app_parser']
 
 # %% ../nbs/68_options.ipynb #68a00003
 import re
+import sys
 from argparse import SUPPRESS, Action, ArgumentParser, ArgumentTypeError, BooleanOptionalAction, HelpFormatter
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -228,7 +229,7 @@ def evaluate_parser() -> ArgumentParser:
     add('--queries', metavar='FILE', nargs='+', default=[],
         help='your own queries: CSV files with the columns query and image; with --protocol kagl, its JSON files')
     add('--protocol', choices=('test', 'kagl'), default='test',
-        help='test: evaluate on the test products; kagl: public benchmark on the whole catalogue')
+        help='how to evaluate; test: on the test products; kagl: by a public benchmark on the whole catalogue')
     return parser
 
 # %% ../nbs/68_options.ipynb #68a00022
@@ -237,12 +238,13 @@ def export_parser() -> ArgumentParser:
     parser = command_parser('Write the fine-tuned model in another format, with a model card, and upload it.')
     add = parser.add_argument
     add('--format', choices=('onnx', 'open_clip', 'card'), default='onnx',
-        help='onnx: two towers for onnxruntime; open_clip: a checkpoint of open_clip; card: only the model card')
+        help='what to write; onnx: two towers for onnxruntime; open_clip: a checkpoint of open_clip; card: only the '
+        'model card')
     add('--model', metavar='FOLDER', help='folder of the model; by default checkpoints/best_model below --root')
     add('--out', metavar='FOLDER', help='folder to write; by default checkpoints/FORMAT below --root')
     add('--int8', action='store_true', help='also write the ONNX towers with 8-bit integers')
     add('--license', metavar='NAME', help='licence to name in the card, such as apache-2.0')
-    add('--push', metavar='NAME', help='then upload the folder to the Hugging Face hub, as OWNER/NAME or NAME')
+    add('--push', metavar='NAME', help='also upload the folder to the Hugging Face hub, as OWNER/NAME or NAME')
     add('--public', action='store_true', help='make a new repository public, with --push')
     return parser
 
@@ -289,6 +291,17 @@ def search_parser() -> ArgumentParser:
         help=f'also save the images of the results as one file, whose name ends in {_either(GRID_FORMATS)}')
     _add_model(parser, 'model that made the embeddings')
     return parser
+
+
+def search_arguments(
+    argv: list[str] | None = None,  # None: those of the command line
+) -> Namespace:
+    "Read the arguments of clip_ft_search. Options may be given between the words of the query; -- ends them."
+    given = sys.argv[1:] if argv is None else argv
+    end = given.index('--') if '--' in given else len(given)
+    args = search_parser().parse_intermixed_args(given[:end])
+    args.query += given[end + 1:]
+    return args
 
 # %% ../nbs/68_options.ipynb #68a00028
 def _host_name(text: str) -> str:

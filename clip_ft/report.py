@@ -139,16 +139,18 @@ def write_report(
     return len(data)
 
 # %% ../nbs/55_report.ipynb #9a5d3e0e
-def _base(args: Namespace, paths: Paths) -> str:
+def _base(args: Namespace, paths: Paths, notes: dict[str, Any]) -> str:
     "The model to compare with: a name, a folder, 'tiny' or 'none'; empty if it is not known."
-    return base_model(paths, read_notes(args.model or paths.best_model)) if args.base is None else args.base
+    return base_model(paths, notes) if args.base is None else args.base
 
 
-def _open_models(args: Namespace, paths: Paths, train_products: pd.DataFrame) -> dict[str, tuple[Any, Any]]:
+def _open_models(
+    args: Namespace, paths: Paths, train_products: pd.DataFrame, notes: dict[str, Any]
+) -> dict[str, tuple[Any, Any]]:
     "Load the models to evaluate, with their processors: 'after' and, if known, 'before'."
     if args.model is None:
         _check_checkpoint(paths)
-    base, notes = _base(args, paths), read_notes(args.model or paths.best_model)
+    base = _base(args, paths, notes)
     models: dict[str, tuple[Any, Any]] = {}
     if base not in ('', 'none'):
         models['before'] = open_model(base, train_products['full_text'], args.device)
@@ -170,9 +172,11 @@ def _check_checkpoint(paths: Paths) -> None:
                          'was interrupted; run clip_ft_train again, or name a model with --model.')
 
 # %% ../nbs/55_report.ipynb #55m00002
-def _leave_out(args: Namespace, paths: Paths, test_products: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+def _leave_out(
+    args: Namespace, paths: Paths, test_products: pd.DataFrame, notes: dict[str, Any]
+) -> tuple[pd.DataFrame, str]:
     "The test products that the models to evaluate have not learned; a sentence on the others, which is printed."
-    base = _base(args, paths)
+    base = _base(args, paths, notes)
     given = [args.model or paths.best_model, *([base] if base not in ('', 'none', 'tiny') else [])]
     rest, sentence = leave_out(test_products, given)
     for line in filter(None, (sentence, describe_age(paths))):
@@ -180,21 +184,21 @@ def _leave_out(args: Namespace, paths: Paths, test_products: pd.DataFrame) -> tu
     return rest, sentence
 
 
-def _split_warning(args: Namespace, paths: Paths, train_products: pd.DataFrame) -> str:
+def _split_warning(args: Namespace, paths: Paths, train_products: pd.DataFrame, notes: dict[str, Any]) -> str:
     "A warning if a model that does not store its products was trained on another split, otherwise an empty string."
     model = args.model or paths.best_model
-    if read_learned(model) or read_notes(model).get('split') in (None, split_digest(train_products)):
+    if read_learned(model) or notes.get('split') in (None, split_digest(train_products)):
         return ''
     return (f'{model} was trained on another split than that in {paths.split}. It may have been trained on some of the '
             'test products, and its metrics are then too good. Train it again on this split.')
 
 # %% ../nbs/55_report.ipynb #f96ecde0
-def _evaluate_kagl(args: Namespace, paths: Paths, train_products: pd.DataFrame) -> None:
+def _evaluate_kagl(args: Namespace, paths: Paths, train_products: pd.DataFrame, notes: dict[str, Any]) -> None:
     "Print the results of the KAGL benchmark."
     judgments_of = {file: read_judgments(file) for file in args.queries}
     products, folder = whole_catalogue(paths)
-    warning, learned = _split_warning(args, paths, train_products), read_learned(args.model or paths.best_model)
-    for name, (model, processor) in _open_models(args, paths, train_products).items():
+    warning, learned = _split_warning(args, paths, train_products, notes), read_learned(args.model or paths.best_model)
+    for name, (model, processor) in _open_models(args, paths, train_products, notes).items():
         image_embeds = embed_images(model, processor, image_rows(products).paths(folder))
         for file, judgments in judgments_of.items():
             trained_on = (train_products, learned) if name == 'after' else ()
@@ -323,21 +327,21 @@ def evaluate_command(
 def _evaluate(args: Namespace, paths: Paths) -> None:
     "The same, while no other process writes the report."
     train_products, test_products = load_split(paths)
+    notes = read_notes(args.model or paths.best_model)
     if args.protocol == 'kagl':
-        return _evaluate_kagl(args, paths, train_products)
+        return _evaluate_kagl(args, paths, train_products, notes)
     everything = pd.concat([train_products, test_products], ignore_index=True)
-    test_products, left_out = _leave_out(args, paths, test_products)
+    test_products, left_out = _leave_out(args, paths, test_products, notes)
     task = _task(args, train_products, test_products, everything)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always', UserWarning)
         leaked = leaks(train_products, test_products)
-    notes = read_notes(args.model or paths.best_model)
-    models = _open_models(args, paths, train_products)
+    models = _open_models(args, paths, train_products, notes)
     evaluations, own = _evaluate_models(task, models)
     before, test = evaluations.get('before, test'), evaluations['test']
     sentences, facts = verdict(before, test), _facts(args, paths, task)
     _print_evaluations(evaluations, task, sentences, facts)
-    split_warning = _split_warning(args, paths, train_products)
+    split_warning = _split_warning(args, paths, train_products, notes)
     for message in (*(warning.message for warning in caught), split_warning):
         if message:
             print(f'Warning: {printable(message)}')

@@ -249,8 +249,7 @@ def _keep(paths: Paths, trial: Trial, config: TrainConfig, device: str | None) -
     if base_copy and (own.checkpoints/base_copy).is_dir():
         with replaced_folder(paths.checkpoints/base_copy) as folder:
             shutil.copytree(own.checkpoints/base_copy, folder, dirs_exist_ok=True)
-    numbered = train_products.assign(_row=np.arange(len(train_products)))
-    chosen = validation_split(numbered, config.val_size)[1]._row.to_numpy()
+    _, chosen, _ = validation_split(train_products, config.val_size)
     image_dir = image_folder(catalogue_folder(paths), train_products)
     validation = validation_of(processor, None, train_products, chosen, image_dir, paths)
     compare = partial(validation.compare, model, config.monitor, score=notes['score'])

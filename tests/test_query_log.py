@@ -112,7 +112,7 @@ def test_what_is_learned_from_which_lines(shop, capsys):
     printed = capsys.readouterr().out
     assert f'{len(test)} pairs of test products are left out' in printed and 'pairs of validation products' in printed
     fit, _, _ = validation_split(products.head(48), trainer.config.val_size)
-    learned = fit.iloc[trainer.log.product]
+    learned = products.iloc[fit[trainer.log.product]]
     assert len(trainer.log) == len(plain.batches) == learned['image'].nunique()  # one line per product
     weights = dict(zip(log['image'], np.log1p(log['clicks'])))
     assert np.allclose(trainer.log.weight, [weights[name] for name in learned['image']])

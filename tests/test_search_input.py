@@ -50,7 +50,7 @@ def test_odd_queries_are_answered(shop, run, tmp_path, query):
     (('',), 'empty'),
     (('jeans', '--top-k', '0'), 'at least 1'),
     (('jeans', '--top-k', '-3'), 'at least 1'),
-    (('jeans', '--top-k', 'all'), 'invalid int'),
+    (('jeans', '--top-k', 'all'), 'must be a whole number'),
     (('--save-grid', 'x.png'), 'require a query'),
     (('jeans', '--model', 'no/such/folder'), 'no/such/folder'),
 ])
