@@ -29,7 +29,7 @@ demo: .venv/ready ## Draw a catalogue, train a tiny model on it, evaluate it, em
 	$(BIN)/clip_ft_train --root $(DEMO) --model tiny --demo
 	$(BIN)/clip_ft_evaluate --root $(DEMO)
 	$(BIN)/clip_ft_embed --root $(DEMO)
-	$(BIN)/clip_ft_search "blue jeans" --root $(DEMO) --save-grid $(DEMO)/blue-jeans.png
+	$(BIN)/clip_ft_search blue jeans --root $(DEMO) --save-grid $(DEMO)/blue-jeans.png
 
 lab: .venv/ready ## Open the search notebook in JupyterLab (LAB_FLAGS: its options, such as --no-browser)
 	$(BIN)/jupyter lab $(LAB_FLAGS) nbs/65_search.ipynb

@@ -380,6 +380,14 @@ def colour_kinds(products: Any) -> np.ndarray:
     return np.where(colours == '', '', colours+' '+products['category'])
 
 
+def cluster_pairs(rows: np.ndarray, groups: np.ndarray, kinds: np.ndarray, length: int):
+    "The pairs of a batch that are in one cluster and no duplicates: two positions, and whether both are of one kind."
+    i, j = np.triu_indices(len(rows), 1)
+    negative = (i//length == j//length) & (groups[rows[i]] != groups[rows[j]])
+    i, j = i[negative], j[negative]
+    return i, j, (kinds[rows[i]] == kinds[rows[j]]) & (kinds[rows[i]] != '')
+
+
 def count_negatives(trainer: Any, order: Any) -> dict[str, float]:
     "Of the pairs of a cluster that are no duplicates: shares that agree in colour and category, and that are left out."
     import torch
@@ -389,18 +397,15 @@ def count_negatives(trainer: Any, order: Any) -> dict[str, float]:
     config, products = trainer.config, trainer.products.drop(index=trainer.val_rows).reset_index(drop=True)
     kinds, groups, size = colour_kinds(products), duplicate_groups(products), order.shape[1]
     length = config.hard_negative_size if config.hard_negative_size > 1 else size
-    place = np.arange(size)
-    near = (place[:, None] // length == place // length) & (place[:, None] != place)
     pairs = same = left_out = same_left_out = 0
     for rows in order:
-        negative = near & (groups[rows][:, None] != groups[rows])
-        alike = negative & (kinds[rows][:, None] == kinds[rows]) & (kinds[rows] != '')
-        gone = np.zeros_like(negative)
+        i, j, alike = cluster_pairs(rows, groups, kinds, length)
+        gone = np.zeros(len(i), bool)
         if config.false_negative_margin:
             guide = trainer.guide(torch.as_tensor(rows).to(trainer.device))
-            gone = false_negatives(guide, config.false_negative_margin).cpu().numpy()
-        pairs, same = pairs+negative.sum(), same+alike.sum()
-        left_out, same_left_out = left_out+(negative & gone).sum(), same_left_out+(alike & gone).sum()
+            gone = false_negatives(guide, config.false_negative_margin).cpu().numpy()[i, j]
+        pairs, same = pairs+len(i), same+alike.sum()
+        left_out, same_left_out = left_out+gone.sum(), same_left_out+(alike & gone).sum()
     return dict(same=same/pairs, same_not_left_out=(same-same_left_out)/max(1, pairs-left_out), left_out=left_out/pairs)
 
 

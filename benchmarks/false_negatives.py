@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from common import benchmark_parser, colour_kinds, load_parts
+from common import benchmark_parser, cluster_pairs, colour_kinds, load_parts
 
 SKIPS, MARGINS = (0, 1, 3, 7, 15, 31), (0, .1, .2, .3, .4)
 
@@ -29,12 +29,11 @@ def measure(images: np.ndarray, texts: np.ndarray, groups: np.ndarray, kinds: np
     products = (images+texts)/2
     guide = products-products.mean(0)
     guide /= np.linalg.norm(guide, axis=1, keepdims=True)
-    i, j = np.triu_indices(8, 1)
     for skip in SKIPS:
-        rows = np.stack(hard_negative_batches(products, groups, 64, seed=1, cluster_size=8, skip=skip)).reshape(-1, 8)
-        a, b = rows[:, i].ravel(), rows[:, j].ravel()
-        a, b = (side[groups[a] != groups[b]] for side in (a, b))
-        same, cosines = (kinds[a] == kinds[b]) & (kinds[a] != ''), np.vecdot(guide[a], guide[b])
+        order = hard_negative_batches(products, groups, 64, seed=1, cluster_size=8, skip=skip)
+        pairs = [(rows[i], rows[j], alike) for rows in order for i, j, alike in [cluster_pairs(rows, groups, kinds, 8)]]
+        a, b, same = map(np.concatenate, zip(*pairs))
+        cosines = np.vecdot(guide[a], guide[b])
         for margin in MARGINS:
             left = cosines <= 1-margin if margin else np.ones(len(same), bool)
             yield dict(skip=skip, margin=margin, same=100*same[left].mean(), left_out=100*(1-left.mean()))

@@ -34,12 +34,7 @@ def measure(results: Results, name: str, command: Callable, *options: object):
 
 def run_commands(results: Results, root: Path, catalogue: Path, limit: int | None, model: str, train_options: list):
     "Run all commands."
-    from clip_ft.data import preprocess_main
-    from clip_ft.embedding import embed_main
-    from clip_ft.report import evaluate_main
-    from clip_ft.search_command import search_main
-    from clip_ft.sources import get_data_main
-    from clip_ft.train_command import train_main
+    from clip_ft.commands import embed_main, evaluate_main, get_data_main, preprocess_main, search_main, train_main
     where = ('--root', root)
     limited = ('--limit', limit) if limit else ()
     measure(results, 'get_data', get_data_main, *where, '--source', catalogue, *limited)

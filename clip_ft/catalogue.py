@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_UNPACKED', 'TABLE_SUFFIXES', 'ARCHIVES', 'TABLE_NAMES', 'COLUMN_NAMES', 'value_text', 'read_any_table',
-           'find_table', 'list_tables', 'recognize_columns', 'describe_columns', 'further_images', 'add_columns_option']
+           'find_table', 'list_tables', 'recognize_columns', 'describe_columns', 'further_images']
 
 # %% ../nbs/08_catalogue.ipynb #08c00003
 import io
@@ -12,7 +12,6 @@ import json
 import re
 import unicodedata
 import zipfile
-from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterable
 from itertools import dropwhile
 from pathlib import Path
@@ -335,23 +334,3 @@ def further_images(
 ) -> list[str]:
     "The columns with further images of a product."
     return [name for name in names if name not in COLUMN_NAMES and _FURTHER.fullmatch(_key(name))]
-
-# %% ../nbs/08_catalogue.ipynb #08c00030
-def add_columns_option(
-    parser: ArgumentParser,
-) -> None:
-    "Add the options --columns, whose value is a list of pairs (standard name, own name), and --encoding."
-    parser.add_argument('--columns', nargs='+', type=_column_pair, default=[], metavar='STANDARD=YOURS',
-                        help='column names of your table, such as image=file "display name=title"; they are remembered')
-    parser.add_argument('--encoding', help='encoding of your table, such as cp1251 or gbk; it is remembered')
-
-
-def _column_pair(text: str) -> tuple[str, str]:
-    standard, _, own = text.partition('=')
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ArgumentTypeError(f'{text!a} is not UTF-8') from None
-    if not (standard and own):
-        raise ArgumentTypeError(f'{text!r} is not of the form image=file')
-    return standard, own

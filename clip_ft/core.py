@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['DISK_ERRORS', 'Paths', 'InputError', 'temporary_path', 'name_disk_errors', 'writable_file', 'atomic_write',
-           'flush_to_disk', 'printable', 'console_script', 'command_parser', 'non_negative_int', 'worker_pool',
-           'chunked_calls', 'run_parallel', 'new_figure']
+           'flush_to_disk', 'printable', 'console_script', 'worker_pool', 'chunked_calls', 'run_parallel', 'new_figure']
 
 # %% ../nbs/00_core.ipynb #f492763c
 import errno
@@ -19,7 +18,6 @@ import sys
 import time
 import traceback
 import uuid
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, ArgumentTypeError
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -31,7 +29,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from threading import Thread
-from typing import Any, NoReturn
+from typing import Any
 
 import psutil
 
@@ -258,7 +256,7 @@ def _output_is_closed() -> bool:
 
 def _message_and_code(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
-        return 'interrupted', 130
+        return 'interrupted; repeat the command to go on', 130
     if isinstance(error, (InputError, OSError)):
         return f'error: {_one_sentence(error)}', 2
     if isinstance(error, MemoryError) or 'OutOfMemory' in type(error).__name__ or 'allocate memory' in str(error):
@@ -277,30 +275,6 @@ def _one_sentence(error: InputError | OSError) -> str:
     where = '' if error.filename is None else f': {os.fsdecode(error.filename)}'
     advice = '. Nothing is lost: free some space, and run the same command again.' if full else ''
     return f'{error.strerror}{where}{advice}'
-
-# %% ../nbs/00_core.ipynb #a0ffdfce
-class _Parser(ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, printable(f'error: {message}; see --help') + '\n')
-
-
-def command_parser(
-    description: str,  # what the command does, in one sentence
-) -> ArgumentParser:
-    "Create an argument parser with the options that all commands share."
-    parser = _Parser(description=description, formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--root', default='.', help='folder that holds data/ and checkpoints/')
-    parser.add_argument('--debug', action='store_true', help='print the traceback of an error')
-    return parser
-
-# %% ../nbs/00_core.ipynb #11e60b0e
-def non_negative_int(
-    text: str,  # argument of a command
-) -> int:
-    "Parse a count or a seed; an argparse `type`."
-    if not text.isdecimal() or len(text) > 19 or int(text) >= 2**63:
-        raise ArgumentTypeError('must be a non-negative integer below 2**63')
-    return int(text)
 
 # %% ../nbs/00_core.ipynb #5d0a91c5
 PROCESS_THRESHOLD = 2000  # images; below this number, threads finish before processes have started

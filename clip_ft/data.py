@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAIN_COLUMNS', 'read_products', 'image_folder', 'image_paths', 'clean_products', 'summarize', 'plot_summary',
-           'preprocess', 'load_split', 'preprocess_main', 'catalogue_folder', 'product_ids', 'duplicate_groups',
-           'split_products']
+           'preprocess', 'load_split', 'catalogue_folder', 'product_ids', 'duplicate_groups', 'split_products']
 
 # %% ../nbs/10_data.ipynb #96a440eb
 import os
@@ -16,22 +15,20 @@ from typing import Any
 import pandas as pd
 
 from clip_ft.catalogue import (
-    add_columns_option, describe_columns, find_table, further_images, read_any_table, recognize_columns, value_text,
+    describe_columns, find_table, further_images, read_any_table, recognize_columns, value_text,
 )
 from clip_ft.cleaning import (
     as_texts, clean_text, drop_boilerplate, full_text, is_placeholder, plain_numbers, print_lines,
     reject_placeholder_images, take_problems,
 )
-from clip_ft.core import (
-    InputError, Paths, command_parser, console_script, new_figure, non_negative_int, printable,
-)
+from .core import InputError, Paths, new_figure, printable
 from .images import OUTSIDE
 from .locks import stage_lock
 from clip_ft.matching import (
     RULES, describe_rules, list_files, match_images, name_nearest, search_image_folder,
 )
 from clip_ft.record import (
-    add_links_option, catalogue_folder, describe_links, read_options, remember, remember_links, table_state,
+    catalogue_folder, describe_links, read_options, remember, remember_links, table_state,
     written_table,
 )
 from clip_ft.splits import (
@@ -377,21 +374,3 @@ def load_split(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # training and test set, as returned by preprocess
     "Read the training and the test set. Raises InputError if preprocess has not been run, or has not finished."
     return read_split(paths)
-
-# %% ../nbs/10_data.ipynb #b1eb6d2c
-@console_script
-def preprocess_main(argv: list[str] | None = None) -> None:
-    "The command clip_ft_preprocess."
-    parser = command_parser('Clean the catalogue of a project, and split it into a training and a test set.')
-    add_columns_option(parser)
-    again = 'by default that of the last call, at first'
-    parser.add_argument('--test-size', type=float, help=f'share of the rows in the test set; {again} 0.1')
-    parser.add_argument('--seed', type=non_negative_int, help=f'seed of the split; {again} 42')
-    parser.add_argument('--keep-out', metavar='FILE',
-                        help='JSON file {query: {product ID: gain}}: keep these products out of the training set')
-    add_links_option(parser)
-    args = parser.parse_args(argv)
-    paths = Paths(args.root)
-    preprocess(paths, dict(args.columns), args.test_size, args.seed, args.keep_out, args.follow_links,
-               args.encoding)
-    print(printable(f'the tables are in {paths.split}, the rejected rows in {paths.rejects_csv}'))

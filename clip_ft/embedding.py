@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHARD', 'save_embeddings', 'check_sizes', 'load_embeddings', 'read_image', 'EmbeddedImages', 'embed_blocks',
-           'EmbeddedBefore', 'embedded_before', 'embed_shards', 'embed_catalogue', 'embed_main']
+           'EmbeddedBefore', 'embedded_before', 'embed_shards', 'embed_catalogue', 'embed_command']
 
 # %% ../nbs/60_embedding.ipynb #aaec71e9
 import json
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import shutil
 import torch
+from argparse import Namespace
 from accelerate import PartialState
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -27,7 +28,7 @@ from tqdm.auto import tqdm
 from typing import Any, NamedTuple
 from .checkpoints import weights_hash
 from clip_ft.core import (
-    InputError, Paths, atomic_write, chunked_calls, command_parser, console_script, printable, run_parallel,
+    InputError, Paths, atomic_write, chunked_calls, printable, run_parallel,
 )
 from .data import catalogue_folder, image_folder, load_split
 from .dataset import ResizeSpec, read_pixels
@@ -342,15 +343,10 @@ def _join_shards(paths: Paths, folder: Path, products: pd.DataFrame, made_by: st
     return digests
 
 # %% ../nbs/60_embedding.ipynb #fb15a046
-@console_script
-def embed_main(argv: list[str] | None = None) -> None:
-    "clip_ft_embed: embed all images of the catalogue."
-    parser = command_parser('Embed the images of all products for search. An interrupted run is resumed.')
-    parser.add_argument('--model',
-                        help='name on the Hugging Face hub, or folder; by default checkpoints/best_model below --root')
-    parser.add_argument('--device', help='cuda, cuda:1, mps or cpu; by default the fastest available')
-    parser.add_argument('--float16', action='store_true', help='store 16-bit embeddings, which halves the file')
-    args = parser.parse_args(argv)
+def embed_command(
+    args: Namespace,  # from embed_parser
+) -> None:
+    "Embed all images of the catalogue, and print how many were new."
     paths = Paths(args.root)
     load_split(paths)  # reports a missing split before a model is loaded
     age = describe_age(paths)
@@ -364,4 +360,6 @@ def embed_main(argv: list[str] | None = None) -> None:
         (count, dimension), unchanged = data['embeddings'].shape, data['unchanged']
         also = f', {unchanged:,} unchanged' if unchanged else ''
         print(f'{count - unchanged:,} images embedded{also}, in {dimension} dimensions: {printable(paths.embeddings)}')
+        if age:
+            print(printable(f'These products are not up to date: {age}'))
     state.destroy_process_group()

@@ -98,13 +98,14 @@ def validation_split(
     val_size: float,  # share of them that is used for validation; 0: none
     base: str | Path = '',  # folder of the model that training starts from
     seed: int = 42,  # seed of the split; one seed for all runs, so that their models can be compared
-) -> tuple[pd.DataFrame, pd.DataFrame, Learned]:  # products to train on, products to validate on, all that is learned
+) -> tuple[np.ndarray, np.ndarray, Learned]:  # rows to train on, rows to validate on, and all that is learned
     "Set validation products aside."
-    fit, val = products, products[:0]
+    fit = products.assign(_row=np.arange(len(products)))
+    val = fit[:0]
     if val_size:
-        fit, val = split_products(products, val_size, seed, purpose='validation')
+        fit, val = split_products(fit, val_size, seed, purpose='validation')
     learned, before = Learned(learned_hashes(fit), learned_hashes(val)), read_learned(base)
-    return fit, val, learned if before is None else learned.join(before)
+    return fit._row.to_numpy(), val._row.to_numpy(), learned if before is None else learned.join(before)
 
 # %% ../nbs/28_learned.ipynb #28a70010
 def leave_out(

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, CLIPConfig, CLIPM
 from typing import Any
 from .core import InputError
 from .dataset import Normalize, ResizeSpec
-from .formats import open_clip_folder, quiet, read_open_clip, replaced_folder, set_aside
+from .formats import open_clip_folder, quiet, read_json, read_open_clip, replaced_folder, set_aside
 from .inputs import ModelInputs, check_pixels, check_vocabulary, embedding_size, fit_processor
 from .learned import Learned
 from .texts import Tokens
@@ -189,16 +189,7 @@ def read_notes(
     folder: str | Path,  # folder written by save_model, or name on the hub
 ) -> dict[str, Any]:  # empty if there are none
     "Read the notes of a model. Raises InputError if the file is damaged."
-    path = Path(folder)/NOTES_FILE
-    if not path.is_file():
-        return {}
-    try:
-        notes = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        notes = None
-    if not isinstance(notes, dict):
-        raise InputError(f'{path} is damaged; delete it, or train again.')
-    return notes
+    return read_json(Path(folder)/NOTES_FILE, 'delete it, or train again')
 
 # %% ../nbs/31_model.ipynb #6252c42e
 def _check_config(config: Any, name: str) -> None:

@@ -19,11 +19,11 @@ from .encode import embed_images
 from .fast import InferenceModel
 from .formats import replaced_folder
 from .learned import Learned, read_learned
-from .metrics import METRICS, Gallery, measure
+from .metrics import Gallery, measure
 from .model import load_model, model_device, read_notes, save_model
 from .model_card import public_base, write_card
 from .views import image_owners, image_rows, main_rows
-from .settings import TrainConfig
+from .settings import METRICS, TrainConfig
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import datetime

@@ -4,14 +4,12 @@
 
 # %% auto #0
 __all__ = ['SOURCE_FILE', 'WRITTEN_TABLE', 'OPTIONS', 'STATE_FILE', 'DAMAGED', 'read_source', 'write_source', 'catalogue_folder',
-           'written_table', 'read_options', 'remember', 'remember_links', 'describe_links', 'add_links_option',
-           'SourceState', 'read_state', 'describe_difference', 'remove_files', 'size_and_time', 'hash_file',
-           'table_state']
+           'written_table', 'read_options', 'remember', 'remember_links', 'describe_links', 'SourceState', 'read_state',
+           'describe_difference', 'remove_files', 'size_and_time', 'hash_file', 'table_state']
 
 # %% ../nbs/05_record.ipynb #8ec00003
 import json
 import os
-from argparse import ArgumentParser
 from collections.abc import Iterable
 from copy import copy
 from hashlib import blake2b, file_digest
@@ -131,14 +129,6 @@ def describe_links(
 
 def _is_link(image_dir: str | Path, name: str) -> bool:
     return name[0] != '/' and '..' not in name and os.path.isfile(os.path.join(image_dir, name))
-
-# %% ../nbs/05_record.ipynb #8ec0000a
-def add_links_option(
-    parser: ArgumentParser,
-) -> None:
-    "Add the option --follow-links."
-    parser.add_argument('--follow-links', metavar='DIR',
-                        help='use images that are links to files below this folder outside the catalogue')
 
 # %% ../nbs/05_record.ipynb #b485ade1
 STATE_FILE = 'source.npz'  # beside source.json

@@ -60,15 +60,15 @@ class TrainingSteps:
 @patch
 def _prepare_products(self: TrainingSteps, cache: PixelCache, products: pd.DataFrame, log: QueryLog | None) -> None:
     "Set validation products aside; put pixels and texts on the device."
-    config, numbered = self.config, products.assign(_row=np.arange(len(products)))
-    fit, val, self.learned = validation_split(numbered, config.val_size, self.model.name_or_path)
-    self.val_rows = val._row.to_numpy()
-    rows = np.flatnonzero(np.isin(image_owners(products, len(cache)), fit._row))
+    config = self.config
+    fit_rows, self.val_rows, self.learned = validation_split(products, config.val_size, self.model.name_or_path)
+    fit = products.iloc[fit_rows].reset_index(drop=True)
+    rows = np.flatnonzero(np.isin(image_owners(products, len(cache)), fit_rows))
     self.batches = TrainingBatches(self.processor, cache, fit, config.texts, config.batch_size, rows, self.device,
                                    config.augment, config.seed, self.compiled, PartialState().process_index, self.world,
                                    config.two_texts)
     self.steps_per_epoch = max(1, len(fit)//self.batches.size)
-    self.log = open_log(log, fit._row.to_numpy(), self.batches, self.processor, config.query_share, self.main)
+    self.log = open_log(log, fit_rows, self.batches, self.processor, config.query_share, self.main)
     if log is not None and self.log is not None:
         self.learned = self.learned.with_queries(self.log.texts)
     if config.distill:

@@ -145,7 +145,7 @@ def train_epoch(self: Trainer, epoch: int) -> dict[str, float]:  # means of loss
     self.model.train()
     done = self.step % steps
     with tqdm(total=steps*size, initial=done*size, desc=f'Epoch {epoch}/{config.epochs}', unit='pair',
-              unit_scale=True, disable=not self.main) as bar:
+              disable=not self.main) as bar:
         for i in range(done, steps):
             self.totals += self.train_step(self.order[i])
             bar.update(size)

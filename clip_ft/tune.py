@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPACE', 'SHRINK', 'Result', 'Report', 'draw_candidates', 'candidate_config', 'rung_epochs', 'plan', 'Trial',
-           'run_trial', 'describe', 'tune', 'tune_main']
+           'run_trial', 'describe', 'tune']
 
 # %% ../nbs/59_tune.ipynb #59a00004
 import json
@@ -13,18 +13,16 @@ import pandas as pd
 import shutil
 import time
 import torch
-from argparse import ArgumentParser
 from .checkpoints import read_checkpoint
-from .core import InputError, Paths, atomic_write, command_parser, console_script, printable
+from .core import InputError, Paths, atomic_write, printable
 from .data import catalogue_folder, image_folder, load_split
 from .formats import replaced_folder
 from .locks import stage_lock
-from .metrics import METRICS
 from .model import load_model, tower_layers
 from .learned import Learned, read_learned, validation_split
 from .models import changed_settings, offer_model, remove_old, validation_of
-from .settings import TrainConfig
-from .train_command import demo_config, open_model
+from .settings import METRICS, TrainConfig
+from .train_command import open_model
 from .training import train
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -251,8 +249,7 @@ def _keep(paths: Paths, trial: Trial, config: TrainConfig, device: str | None) -
     if base_copy and (own.checkpoints/base_copy).is_dir():
         with replaced_folder(paths.checkpoints/base_copy) as folder:
             shutil.copytree(own.checkpoints/base_copy, folder, dirs_exist_ok=True)
-    numbered = train_products.assign(_row=np.arange(len(train_products)))
-    chosen = validation_split(numbered, config.val_size)[1]._row.to_numpy()
+    _, chosen, _ = validation_split(train_products, config.val_size)
     image_dir = image_folder(catalogue_folder(paths), train_products)
     validation = validation_of(processor, None, train_products, chosen, image_dir, paths)
     compare = partial(validation.compare, model, config.monitor, score=notes['score'])
@@ -296,30 +293,3 @@ def _describe_best(paths: Paths, results: list[Result], config: TrainConfig) -> 
     print(f'Best: {config.monitor} {best["score"]:.4f}{rest}, before training {best["before"]:.4f} (validation).')
     options = describe(trial.candidate, best['config'], config)
     print(printable(f'To repeat it: clip_ft_train --root {paths.root} {options} --epochs {trial.epochs}'))
-
-# %% ../nbs/59_tune.ipynb #59a00025
-def _parser() -> ArgumentParser:
-    "The options of clip_ft_tune."
-    parser = command_parser('Search for the best model and settings within a given time. The same command resumes an '
-                            'interrupted search.')
-    parser.add_argument('--models', nargs='+', metavar='MODEL', default=['openai/clip-vit-base-patch32'],
-                        help="models to start from: names on the hub, folders, or 'tiny'")
-    parser.add_argument('--minutes', type=float, default=60.0, help='time for all trials; running ones are completed '
-                        '(default: 60)')
-    parser.add_argument('--epochs', type=int, help='epochs of a full run; by default those of clip_ft_train')
-    parser.add_argument('--monitor', default='mrr', help='validation metric to compare by (default: mrr)')
-    parser.add_argument('--devices', nargs='+', metavar='DEVICE', default=[None],
-                        help='such as cuda:0 cuda:1; one trial runs on each; by default the fastest device')
-    parser.add_argument('--seed', type=int, default=0, help='seed of the candidates (default: 0)')
-    return parser
-
-
-@console_script
-def tune_main(argv: list[str] | None = None) -> None:
-    "clip_ft_tune: choose model and settings."
-    args = _parser().parse_args(argv)
-    if not args.minutes > 0:
-        raise InputError(f'--minutes must be above 0, not {args.minutes:g}.')
-    changes = dict(monitor=args.monitor) | (dict(epochs=args.epochs) if args.epochs else {})
-    config = demo_config(**changes) if args.models == ['tiny'] else TrainConfig(**changes)
-    tune(Paths(args.root), args.models, args.minutes, config, args.devices, args.seed)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEADING', 'OWN', 'Contains', 'Condition', 'read_where', 'fits', 'without_numbers', 'Index', 'leading_first',
-           'with_scores', 'stored_name', 'column_name', 'where_sql']
+           'with_scores', 'stored_name', 'column_name', 'where_sql', 'parse_where']
 
 # %% ../nbs/61_where.ipynb #1093e7ac
 import math
@@ -213,3 +213,36 @@ def _literal(text: str) -> str: return "'" + text.replace("'", "''") + "'"
 def _is_unicode(text: str) -> bool:
     "Whether a text can be stored: bytes of a file name that are not UTF-8 cannot."
     return not re.search('[\ud800-\udfff]', text)
+
+# %% ../nbs/61_where.ipynb #d9c2b81a
+def parse_where(
+    texts: Iterable[str] | None,  # conditions as typed on the command line
+) -> dict:  # conditions, as for read_where
+    "Parse conditions. Raises `InputError` for a malformed one."
+    where: dict = {}
+    for text in texts or ():
+        found = re.fullmatch(r'([^=~<>]+)(>=|<=|=|~)(.*)', text, re.DOTALL)
+        if not found:
+            forms = 'column=value, column~text, column>=number or column<=number'
+            raise InputError(f'The condition --where {text!r} cannot be read: write {forms}.')
+        column, operator, value = (part.strip() for part in found.groups())
+        where[column] = _add_condition(text, operator, value, where.get(column))
+    return where
+
+
+def _add_condition(text: str, operator: str, value: str, earlier: Any) -> Any:
+    "Combine a condition with an earlier one on the same column."
+    kind = {'=': list, '~': Contains, '>=': tuple, '<=': tuple}[operator]
+    combines = operator != '~' and isinstance(earlier, kind)
+    if earlier is not None and not combines:
+        raise InputError(f'The condition --where {text!r} cannot be combined with an earlier one on the same column.')
+    if operator == '~':
+        return Contains(value)
+    if operator == '=':
+        return [*(earlier or []), value]
+    try:
+        number = float(value)
+    except ValueError:
+        raise InputError(f'The condition --where {text!r} is invalid: {value!r} is not a number.') from None
+    low, high = earlier or (None, None)
+    return (number, high) if operator == '>=' else (low, number)

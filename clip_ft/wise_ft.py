@@ -18,7 +18,8 @@ from .checkpoints import interpolate_weights
 from .core import InputError, new_figure
 from .encode import embed_images, embed_texts
 from .fast import InferenceModel
-from .metrics import METRICS, Gallery, chance_mrr, measure
+from .metrics import Gallery, chance_mrr, measure
+from .settings import METRICS
 from .views import main_rows
 
 # %% ../nbs/43_wise_ft.ipynb #0b02b547

@@ -19,13 +19,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from clip_ft.commands import embed_main, evaluate_main, get_data_main, preprocess_main, search_main, train_main
 from clip_ft.core import Paths
-from clip_ft.data import clean_products, image_folder, preprocess, preprocess_main, read_products
-from clip_ft.embedding import embed_main
-from clip_ft.report import evaluate_main
-from clip_ft.search_command import search_main
-from clip_ft.sources import get_data, get_data_main
-from clip_ft.train_command import train_main
+from clip_ft.data import clean_products, image_folder, preprocess, read_products
+from clip_ft.sources import get_data
 
 BIN = Path(sys.executable).parent
 HEADER = 'image,description,display name,category\n'

@@ -7,9 +7,10 @@ import pytest
 from conftest import HEADER, rows
 
 from clip_ft.catalogue import find_table, read_any_table, recognize_columns
+from clip_ft.commands import get_data_main, preprocess_main
 from clip_ft.core import InputError, Paths
-from clip_ft.data import preprocess, preprocess_main, read_products
-from clip_ft.sources import get_data, get_data_main
+from clip_ft.data import preprocess, read_products
+from clip_ft.sources import get_data
 from clip_ft.tables import read_table
 from clip_ft.texts import attribute_phrases
 

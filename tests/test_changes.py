@@ -7,12 +7,11 @@ from conftest import HEADER, add_rows, jpeg, rows
 
 import clip_ft.embedding
 from clip_ft.catalogue import find_table
+from clip_ft.commands import embed_main, evaluate_main, export_main, preprocess_main
 from clip_ft.core import Paths
-from clip_ft.data import catalogue_folder, image_folder, load_split, preprocess, preprocess_main
-from clip_ft.embedding import embed_main, load_embeddings, save_embeddings
-from clip_ft.export_command import export_main
+from clip_ft.data import catalogue_folder, image_folder, load_split, preprocess
+from clip_ft.embedding import load_embeddings, save_embeddings
 from clip_ft.learned import read_learned
-from clip_ft.report import evaluate_main
 from clip_ft.sources import get_data
 from clip_ft.splits import LastSplit, are_known, duplicate_groups, learned_hashes, split_products, write_split
 

@@ -13,14 +13,9 @@ import torch
 from conftest import BIN, command
 
 from clip_ft.checkpoints import Snapshots
+from clip_ft.commands import embed_main, evaluate_main, get_data_main, preprocess_main, search_main, train_main
 from clip_ft.core import Paths
-from clip_ft.data import preprocess_main
-from clip_ft.embedding import embed_main
 from clip_ft.model import load_model, save_model, tiny_model
-from clip_ft.report import evaluate_main
-from clip_ft.search_command import search_main
-from clip_ft.sources import get_data_main
-from clip_ft.train_command import train_main
 from clip_ft.views import image_rows
 
 METRICS = ('clip_score', 'batch_accuracy', 'hit_rate@1', 'hit_rate@5', 'hit_rate@10', 'mrr', 'median_rank')
@@ -96,7 +91,7 @@ def test_help_explains_every_option(run, main):
     options = re.findall(r'^  (?:-\w, )?(--[\w-]+|\w+)(.*(?:\n {8,}.*)*)', text, re.MULTILINE)
     assert '--root' in [name for name, _ in options]
     for name, rest in options:
-        assert len(re.sub(r'\(default: .*|[A-Z_]+', '', rest).split()) >= 2, f'{name} is not explained'
+        assert len(re.sub(r'Default: .*|[A-Z_]+', '', rest).split()) >= 2, f'{name} is not explained'
 
 
 def test_error_line_and_exit_code_of_a_process(tmp_path):

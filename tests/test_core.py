@@ -48,7 +48,7 @@ def test_atomic_write_from_many_threads(tmp_path):
 @pytest.mark.parametrize('error, code, line', [
     (InputError('Bad\n\nthing.'), 2, 'error: Bad thing.'),
     (FileNotFoundError(2, 'No such file', 'x.csv'), 2, 'x.csv'),
-    (KeyboardInterrupt(), 130, 'interrupted'),
+    (KeyboardInterrupt(), 130, 'interrupted; repeat the command to go on'),
 ])
 def test_console_script(capsys, error, code, line):
     main = console_script(Mock(side_effect=error, __name__='main'))

@@ -8,6 +8,7 @@ import pytest
 from conftest import HEADER, add_rows, command, jpeg, reasons, rows, snapshot
 
 from clip_ft.cleaning import clean_text, is_placeholder
+from clip_ft.commands import get_data_main, preprocess_main
 from clip_ft.core import InputError, Paths
 from clip_ft.data import (
     clean_products,
@@ -15,11 +16,10 @@ from clip_ft.data import (
     find_table,
     load_split,
     preprocess,
-    preprocess_main,
     read_products,
     split_products,
 )
-from clip_ft.sources import get_data, get_data_main
+from clip_ft.sources import get_data
 from clip_ft.tables import read_table, write_table
 
 

@@ -15,9 +15,10 @@ from conftest import join
 import clip_ft.core
 import clip_ft.embedding
 import clip_ft.store
+from clip_ft.commands import embed_main
 from clip_ft.core import Paths
 from clip_ft.data import catalogue_folder, image_folder, load_split
-from clip_ft.embedding import embed_blocks, embed_catalogue, embed_main, load_embeddings, save_embeddings
+from clip_ft.embedding import embed_blocks, embed_catalogue, load_embeddings, save_embeddings
 from clip_ft.model import load_model
 from clip_ft.store import LanceStore
 from clip_ft.views import image_rows

@@ -5,10 +5,10 @@ import shutil
 import pandas as pd
 import pytest
 
+from clip_ft.commands import evaluate_main, preprocess_main
 from clip_ft.core import Paths
-from clip_ft.data import load_split, preprocess_main, product_ids
+from clip_ft.data import load_split, product_ids
 from clip_ft.model import save_model, tiny_model
-from clip_ft.report import evaluate_main
 from clip_ft.splits import write_split
 
 

@@ -9,13 +9,13 @@ from PIL import Image
 from test_families import FAMILIES
 
 from clip_ft import export_command
+from clip_ft.commands import evaluate_main, export_main
 from clip_ft.core import Paths
 from clip_ft.encode import embed_images, embed_texts
-from clip_ft.export_command import export_main, export_model
+from clip_ft.export_command import export_model
 from clip_ft.model import load_model, save_model
 from clip_ft.model_card import write_card
 from clip_ft.onnx_towers import OnnxTowers
-from clip_ft.report import evaluate_main
 
 TEXTS = ['', 'jeans', 'Blue JEANS', 'a red dress with long sleeves', 'ÄRMEL und Größe', 'blue jeans and more '*60]
 

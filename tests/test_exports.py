@@ -12,11 +12,12 @@ from conftest import HEADER, jpeg, rows
 from test_download import REASONS, Shop, shop  # noqa: F401
 from test_shops import magento, merchant, products, shopify
 
+from clip_ft.commands import get_data_main, preprocess_main
 from clip_ft.core import InputError, Paths
-from clip_ft.data import preprocess, preprocess_main, read_products
+from clip_ft.data import preprocess, read_products
 from clip_ft.download import DownloadSettings
 from clip_ft.hub import is_dataset, read_dataset
-from clip_ft.sources import get_data, get_data_main
+from clip_ft.sources import get_data
 
 
 @pytest.fixture

@@ -21,20 +21,16 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, AutoProcessor
 
+from clip_ft.commands import embed_main, evaluate_main, get_data_main, preprocess_main, search_main, train_main
 from clip_ft.core import Paths
-from clip_ft.data import load_split, preprocess_main
-from clip_ft.embedding import embed_main
+from clip_ft.data import load_split
 from clip_ft.encode import embed_images, embed_texts
 from clip_ft.fast import CompiledLayers, can_record, half_copy
 from clip_ft.history import History
 from clip_ft.inputs import ModelInputs
 from clip_ft.losses import model_loss
 from clip_ft.model import image_features, load_model, save_model, text_features, tiny_model
-from clip_ft.report import evaluate_main
-from clip_ft.search_command import search_main
-from clip_ft.sources import get_data_main
 from clip_ft.texts import Tokens
-from clip_ft.train_command import train_main
 
 TOWER = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=2)
 VISION = dict(TOWER, image_size=64, patch_size=16)

@@ -162,15 +162,14 @@ SETTINGS = ['--model', 'tiny', '--epochs', 4, '--patience', 4, '--lr', 5e-4, '--
             '--hard-negative-size', 4, '--ema', .5]
 LAUNCHER = ['-m', 'accelerate.commands.launch', '--multi_gpu', '--num_machines', 1, '--num_processes', 2,
             '--main_process_port', 0, '--mixed_precision', 'no', '--dynamo_backend', 'no']
-COMMANDS = (('train_command', 'train_main', SETTINGS, 'The model was written to'),
-            ('embedding', 'embed_main', [], 'images embedded'))
+COMMANDS = (('train_main', SETTINGS, 'The model was written to'), ('embed_main', [], 'images embedded'))
 
 
 def train_and_embed(root, devices):
     "Run two commands on one or two devices; return the history and the embeddings."
-    for module, name, options, message in COMMANDS:
+    for name, options, message in COMMANDS:
         script = root/f'{name}.py'
-        script.write_text(f'from clip_ft.{module} import {name}\n{name}()\n')
+        script.write_text(f'from clip_ft.commands import {name}\n{name}()\n')
         command = [sys.executable, *(LAUNCHER if devices == 2 else []), script, '--root', root, *options]
         done = subprocess.run([str(arg) for arg in command], capture_output=True, text=True,
                               env=os.environ | dict(OMP_NUM_THREADS='1'), timeout=400)

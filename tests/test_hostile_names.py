@@ -14,15 +14,11 @@ import pandas as pd
 import pytest
 from conftest import jpeg
 
+from clip_ft.commands import embed_main, evaluate_main, get_data_main, preprocess_main, search_main, train_main
 from clip_ft.core import Paths, printable
-from clip_ft.data import load_split, plot_summary, preprocess_main
-from clip_ft.embedding import embed_main
+from clip_ft.data import load_split, plot_summary
 from clip_ft.plots import plot_hit_rate, plot_ranks
-from clip_ft.report import evaluate_main
-from clip_ft.search_command import search_main
-from clip_ft.sources import get_data_main
 from clip_ft.tables import read_table, with_formulas, write_table
-from clip_ft.train_command import train_main
 
 HOSTILE = ['\x1b[31mred\x1b[0m', '\x9b2J', '\x1b]0;title\x07', '\u202egpj.exe', '\u2066x\u2069', '=1+1', '+1', '-1+1',
            '@SUM(A1)', '$5 off, $9', '$\\frac{$', "Women\\'s", "3''x", '\x7f', 'x\x85', '\u2028', '*',

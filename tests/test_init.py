@@ -2,6 +2,7 @@
 import ast
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import clip_ft
@@ -22,6 +23,28 @@ def test_importing_the_package_loads_nothing():
 
 def test_the_data_commands_do_not_load_torch():
     assert set(loaded_by('import clip_ft.sources, clip_ft.data')) == {'pandas', 'numpy', 'PIL'}
+
+
+ANSWERS = """
+import contextlib, io
+from clip_ft import commands
+for name in {names}:
+    for argument in ('--help', '--no-such-option'):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            try:
+                getattr(commands, name)([argument])
+            except SystemExit as stop:
+                assert stop.code == (0 if argument == '--help' else 2), (name, argument)
+"""
+
+
+def test_commands_answer_before_they_load_anything():
+    "`--help` and a wrong option take no seconds: the commands import what does the work after reading their arguments."
+    settings = ConfigParser(delimiters=['='], interpolation=None)
+    settings.read(Path(clip_ft.__file__).parent.parent/'settings.ini', encoding='utf-8')
+    targets = [line.partition('=')[2].split(':') for line in settings['DEFAULT']['console_scripts'].split()]
+    assert {module for module, _ in targets} == {'clip_ft.commands'}
+    assert loaded_by(ANSWERS.format(names=[name for _, name in targets])) == []
 
 
 def test_every_public_name_is_found():

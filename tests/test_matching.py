@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 from conftest import HEADER, jpeg, reasons, rows
 
+from clip_ft.commands import get_data_main, preprocess_main
 from clip_ft.core import InputError, Paths
-from clip_ft.data import clean_products, image_folder, load_split, preprocess, preprocess_main, read_products
+from clip_ft.data import clean_products, image_folder, load_split, preprocess, read_products
 from clip_ft.images import _followed
 from clip_ft.matching import list_files, match_images, nearest_files
-from clip_ft.sources import get_data, get_data_main
+from clip_ft.sources import get_data
 
 
 @pytest.fixture(autouse=True)

@@ -13,15 +13,11 @@ import pytest
 from conftest import snapshot
 
 from clip_ft import train_command
+from clip_ft.commands import embed_main, evaluate_main, get_data_main, preprocess_main, search_main, train_main
 from clip_ft.core import InputError, Paths
-from clip_ft.data import preprocess_main
-from clip_ft.embedding import embed_main, load_embeddings
+from clip_ft.embedding import load_embeddings
 from clip_ft.model import load_model
-from clip_ft.report import evaluate_main
 from clip_ft.search import Searcher, search_products
-from clip_ft.search_command import search_main
-from clip_ft.sources import get_data_main
-from clip_ft.train_command import train_main
 
 NUMBERS = ['nan', 'inf', '-inf', '1e400', '1e-320', '-1', '-0.0', '0', '1.5', '2', '', ' ', 'x', '0x10', '1_0', '٣',
            str(2**31), str(2**33), str(2**63), str(2**64), '9'*400]

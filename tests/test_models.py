@@ -6,14 +6,13 @@ import pytest
 import torch
 
 from clip_ft.checkpoints import weights_hash
+from clip_ft.commands import evaluate_main, train_main
 from clip_ft.core import Paths
 from clip_ft.data import load_split
 from clip_ft.history import open_tracker
 from clip_ft.learned import Learned, read_learned
 from clip_ft.model import load_model, read_notes, save_model, tiny_model
 from clip_ft.models import base_model, kept_models
-from clip_ft.report import evaluate_main
-from clip_ft.train_command import train_main
 
 FAST = ['--device', 'cpu', '--epochs', '1', '--batch-size', '64']
 

@@ -6,8 +6,9 @@ import pytest
 from conftest import HEADER, rows
 
 from clip_ft.cleaning import plain_numbers
+from clip_ft.commands import preprocess_main
 from clip_ft.core import InputError, Paths
-from clip_ft.data import preprocess, preprocess_main
+from clip_ft.data import preprocess
 from clip_ft.exact import ExactIndex
 from clip_ft.filters import Facets
 from clip_ft.sources import get_data

@@ -16,11 +16,11 @@ from accelerate.commands.launch import launch_command_parser
 from conftest import BIN, join, last_step
 from torch.distributed.run import get_args_parser as torchrun_parser
 
+from clip_ft.commands import train_main
 from clip_ft.core import Paths
 from clip_ft.data import load_split
 from clip_ft.model import tiny_model
 from clip_ft.train_command import _parser as train_parser
-from clip_ft.train_command import train_main
 
 EPOCHS = 3      # of four steps each
 SETTINGS = ['--model', 'tiny', '--device', 'cpu', '--epochs', EPOCHS, '--lr', 3e-4, '--batch-size', 16,

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from clip_ft.commands import evaluate_main, train_main
 from clip_ft.core import InputError, Paths
 from clip_ft.data import catalogue_folder, image_folder, load_split
 from clip_ft.dataset import PixelCache
@@ -16,9 +17,7 @@ from clip_ft.metrics import retrieval_metrics
 from clip_ft.model import tiny_model
 from clip_ft.queries import read_queries
 from clip_ft.query_log import match_log, read_log, training_log
-from clip_ft.report import evaluate_main
 from clip_ft.settings import TrainConfig
-from clip_ft.train_command import train_main
 from clip_ft.training import Trainer, train
 from clip_ft.views import image_rows
 
@@ -113,7 +112,7 @@ def test_what_is_learned_from_which_lines(shop, capsys):
     printed = capsys.readouterr().out
     assert f'{len(test)} pairs of test products are left out' in printed and 'pairs of validation products' in printed
     fit, _, _ = validation_split(products.head(48), trainer.config.val_size)
-    learned = fit.iloc[trainer.log.product]
+    learned = products.iloc[fit[trainer.log.product]]
     assert len(trainer.log) == len(plain.batches) == learned['image'].nunique()  # one line per product
     weights = dict(zip(log['image'], np.log1p(log['clicks'])))
     assert np.allclose(trainer.log.weight, [weights[name] for name in learned['image']])

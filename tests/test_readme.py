@@ -7,13 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from clip_ft.data import preprocess_main
-from clip_ft.embedding import embed_main
+from clip_ft.commands import embed_main, evaluate_main, get_data_main, preprocess_main, search_main, train_main
 from clip_ft.model import save_model, tiny_model
-from clip_ft.report import evaluate_main
-from clip_ft.search_command import search_main
-from clip_ft.sources import get_data_main
-from clip_ft.train_command import train_main
 
 README = (Path(__file__).parent.parent/'README.md').read_text(encoding='utf-8')
 MAINS = dict(get_data=get_data_main, preprocess=preprocess_main, train=train_main, evaluate=evaluate_main,

@@ -12,8 +12,8 @@ import torch
 from conftest import join, last_step
 
 from clip_ft.checkpoints import Snapshots
+from clip_ft.commands import train_main
 from clip_ft.core import Paths, temporary_path
-from clip_ft.train_command import train_main
 
 KILLS, EPOCHS, STEPS = 8, 6, 30      # five steps per epoch
 # With these settings a snapshot has to hold everything that it can hold: optimizer, schedule, order of the batches,
@@ -133,7 +133,7 @@ def test_ctrl_c_saves_and_the_command_resumes(split_shop, straight, start):
     wait_for(lambda: 'Epoch 3/' in log.read_text(), process)
     os.kill(process.pid, signal.SIGINT)
     output = finish((process, log), code=130)
-    assert output.splitlines()[-1] == 'interrupted' and 'Traceback' not in output
+    assert output.splitlines()[-1] == 'interrupted; repeat the command to go on' and 'Traceback' not in output
     stopped = int(re.search(r'Interrupted after step (\d+)', output)[1])
     assert last_step(root) == stopped and not partly_written(root)
     assert f'after step {stopped} of {STEPS}' in finish(start(root))

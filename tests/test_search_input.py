@@ -14,14 +14,13 @@ from transformers import CLIPConfig, CLIPModel
 
 from clip_ft import images
 from clip_ft.checkpoints import Snapshots
+from clip_ft.commands import embed_main, evaluate_main, search_main
 from clip_ft.core import Paths
 from clip_ft.data import load_split
-from clip_ft.embedding import embed_main, load_embeddings, save_embeddings
+from clip_ft.embedding import load_embeddings, save_embeddings
 from clip_ft.images import ImageError
 from clip_ft.model import save_model, tiny_model
-from clip_ft.report import evaluate_main
 from clip_ft.search import Searcher, plot_results
-from clip_ft.search_command import search_main
 
 
 class Bomb:
@@ -51,7 +50,7 @@ def test_odd_queries_are_answered(shop, run, tmp_path, query):
     (('',), 'empty'),
     (('jeans', '--top-k', '0'), 'at least 1'),
     (('jeans', '--top-k', '-3'), 'at least 1'),
-    (('jeans', '--top-k', 'all'), 'invalid int'),
+    (('jeans', '--top-k', 'all'), 'must be a whole number'),
     (('--save-grid', 'x.png'), 'require a query'),
     (('jeans', '--model', 'no/such/folder'), 'no/such/folder'),
 ])

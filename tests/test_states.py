@@ -10,16 +10,14 @@ from pathlib import Path
 import pytest
 from conftest import snapshot
 
+from clip_ft.commands import embed_main, evaluate_main, get_data_main, preprocess_main, search_main, train_main
 from clip_ft.core import InputError, Paths, temporary_path
-from clip_ft.data import load_split, preprocess, preprocess_main
-from clip_ft.embedding import embed_main, load_embeddings
+from clip_ft.data import load_split, preprocess
+from clip_ft.embedding import load_embeddings
 from clip_ft.learned import LEARNED_FILE
 from clip_ft.locks import stage_lock
 from clip_ft.record import STATE_FILE
-from clip_ft.report import evaluate_main
-from clip_ft.search_command import search_main
-from clip_ft.sources import get_data, get_data_main
-from clip_ft.train_command import train_main
+from clip_ft.sources import get_data
 
 TRAIN = ['--model', 'tiny', '--device', 'cpu', '--epochs', 1, '--lr', 1e-4]
 DEMO = ['--source', 'demo', '--limit', 12]

@@ -13,10 +13,11 @@ from test_download import Shop, shop  # noqa: F401
 from test_shops import products, shopify
 
 from clip_ft import archives, sources
+from clip_ft.commands import get_data_main
 from clip_ft.core import InputError, Paths
 from clip_ft.data import preprocess, read_products
 from clip_ft.record import STATE_FILE, read_state
-from clip_ft.sources import get_data, get_data_main
+from clip_ft.sources import get_data
 
 CHANGES = '1 product is new (20.jpg), 2 changed (4.jpg, 5.jpg), 1 was removed (7.jpg)'
 

@@ -9,15 +9,15 @@ from conftest import jpeg
 
 from clip_ft.cards import Thumbnails
 from clip_ft.checkpoints import weights_hash
+from clip_ft.commands import preprocess_main, search_main
 from clip_ft.core import Paths
-from clip_ft.data import clean_products, image_folder, preprocess, preprocess_main, read_products
+from clip_ft.data import clean_products, image_folder, preprocess, read_products
 from clip_ft.embedding import embed_catalogue, load_embeddings
 from clip_ft.encode import embed_texts
 from clip_ft.evaluation import evaluate
 from clip_ft.model import load_model, tiny_model
 from clip_ft.results import product_details
 from clip_ft.search import Searcher, search_products
-from clip_ft.search_command import search_main
 from clip_ft.settings import TrainConfig
 from clip_ft.sources import get_data
 from clip_ft.splits import duplicate_groups

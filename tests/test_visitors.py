@@ -16,7 +16,7 @@ from test_browser import CHROMIUM, PLACEHOLDER, START, serve, watch
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason='Chromium is not installed: visitors were not tested'),
     pytest.mark.skipif(sys.platform != 'linux', reason='kernels are forked on Linux only')]
-COMMAND = 'from clip_ft.serve import app_main; app_main()'
+COMMAND = 'from clip_ft.commands import app_main; app_main()'
 
 
 class Server:
