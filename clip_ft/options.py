@@ -320,7 +320,7 @@ def _port(text: str) -> int:
 
 def app_parser() -> ArgumentParser:
     "The options of clip_ft_app."
-    parser = command_parser('Serve the search page to visitors. Settings of Voila: --Class.name=value')
+    parser = command_parser('Serve the search page to visitors. Settings of Voila can be added, as --Class.name=value.')
     add = parser.add_argument
     add('--port', type=_port, default=8866, metavar='N', help='port to listen on')
     add('--no-browser', action='store_true', help='do not open the page in a browser')
