@@ -26,15 +26,15 @@ def test_the_data_commands_do_not_load_torch():
 
 
 ANSWERS = """
-import contextlib, io
-from clip_ft import commands
-for name in {names}:
+import contextlib, importlib, io
+for target in {targets}:
+    module, name = target.split(':')
     for argument in ('--help', '--no-such-option'):
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             try:
-                getattr(commands, name)([argument])
+                getattr(importlib.import_module(module), name)([argument])
             except SystemExit as stop:
-                assert stop.code == (0 if argument == '--help' else 2), (name, argument)
+                assert stop.code == (0 if argument == '--help' else 2), (target, argument)
 """
 
 
@@ -42,9 +42,8 @@ def test_commands_answer_before_they_load_anything():
     "`--help` and a wrong option take no seconds: the commands import what does the work after reading their arguments."
     settings = ConfigParser(delimiters=['='], interpolation=None)
     settings.read(Path(clip_ft.__file__).parent.parent/'settings.ini', encoding='utf-8')
-    targets = [line.partition('=')[2].split(':') for line in settings['DEFAULT']['console_scripts'].split()]
-    assert {module for module, _ in targets} == {'clip_ft.commands'}
-    assert loaded_by(ANSWERS.format(names=[name for _, name in targets])) == []
+    targets = [line.partition('=')[2] for line in settings['DEFAULT']['console_scripts'].split()]
+    assert len(targets) >= 9 and loaded_by(ANSWERS.format(targets=targets)) == []
 
 
 def test_every_public_name_is_found():
