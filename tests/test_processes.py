@@ -20,7 +20,7 @@ from clip_ft.commands import train_main
 from clip_ft.core import Paths
 from clip_ft.data import load_split
 from clip_ft.model import tiny_model
-from clip_ft.train_command import _parser as train_parser
+from clip_ft.options import train_parser
 
 EPOCHS = 3      # of four steps each
 SETTINGS = ['--model', 'tiny', '--device', 'cpu', '--epochs', EPOCHS, '--lr', 3e-4, '--batch-size', 16,
