@@ -79,7 +79,7 @@ def parameter_groups(
 def add_lora(
     model: nn.Module,  # a two-tower model; its linear layers are wrapped in place, the others frozen
     rank: int = 8,  # rank of the corrections
-    seed: int = 0,  # of the corrections, which begin at random
+    seed: int = 0,  # seed of the random half of each correction; the other half is zero
 ) -> Any:  # peft's wrapper, whose merge_and_unload() merges the corrections and returns the plain model
     """Train low-rank corrections, and the logit scale, instead of the weights.
 
@@ -94,8 +94,8 @@ def add_lora(
     if rank > highest:
         raise InputError(f'The rank of LoRA must be at most {highest}, the rank of the largest matrix, not {rank}.')
     config = LoraConfig(r=rank, lora_alpha=2*rank, lora_dropout=0., target_modules=list(layers))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # they are drawn on the CPU
+        torch.default_generator.manual_seed(seed)
         wrapper = LoraModel(model, config, 'default')
     for name, p in model.named_parameters():
         if name.startswith('logit_'):
