@@ -85,7 +85,8 @@ def compare(args: Namespace, results: Results) -> pd.DataFrame:
     cost = pd.Series(seconds).unstack(0).mean()
     table = pd.DataFrame(dict(default=means['default'].mean(), tuned=means['tuned'].mean(), difference=change.mean(),
                               low=samples.iloc[0], high=samples.iloc[1])).mul(100).round(2)
-    return table.assign(queries=len(change), seeds=len(args.seeds), cost=round(cost['tuned']/cost['default'], 1))
+    seeds = ', '.join(map(str, args.seeds))
+    return table.assign(queries=len(change), seeds=seeds, cost=round(cost['tuned']/cost['default'], 1))
 
 
 def main():

@@ -155,7 +155,6 @@ def app_main(argv: list[str] | None = None) -> None:
             parser.error(f'unrecognized argument {setting!r}')
     if not find_spec('voila'):
         raise InputError('The search page needs Voila: run pip install "clip_ft[app]".')
-    if not Path(args.root).is_dir():
-        raise InputError(f'There is no folder {args.root}; give the folder of a project with --root.')
+    check_project(Paths(args.root))
     from clip_ft.serve import app_command
     app_command(args, settings)
