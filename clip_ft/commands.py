@@ -12,8 +12,9 @@ from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
 from .core import InputError, Paths, console_script, printable, writable_file
-from .options import app_parser, embed_parser, evaluate_parser, export_parser, get_data_parser
-from .options import preprocess_parser, search_arguments, train_config, train_parser, tune_parser
+from .options import GRID_ENDINGS, GRID_FORMATS, app_parser, embed_parser, evaluate_parser, export_parser
+from .options import get_data_parser, preprocess_parser, search_arguments, train_config, train_parser
+from .options import tune_parser
 from .settings import TrainConfig, demo_config
 
 # %% ../nbs/91_commands.ipynb #79a00006
@@ -131,6 +132,8 @@ def _check_search(args: Namespace) -> None:
         raise InputError('--save-grid and --json require a query or an image.')
     if args.save_grid is not None:
         writable_file(args.save_grid)
+        if Path(args.save_grid).suffix.lower() not in GRID_FORMATS:
+            raise InputError(f'--save-grid must end in {GRID_ENDINGS}, not {args.save_grid}.')
 
 
 @console_script
