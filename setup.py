@@ -10,7 +10,7 @@ parser = ConfigParser(delimiters=["="], interpolation=None)
 parser.read(here / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 
-EXTRAS = ("dev", "lora", "onnx", "store", "excel", "parquet", "heic", "app")
+EXTRAS = ("dev", "lora", "onnx", "store", "excel", "parquet", "heic", "app", "serve")
 
 setup(
     name=cfg["lib_name"],
@@ -31,6 +31,7 @@ setup(
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
     },
-    package_data={cfg["lib_path"]: ["py.typed", "templates/*.html", "templates/*.md", "static/*.css", "static/*.js"]},
+    package_data={cfg["lib_path"]: ["py.typed", "templates/*.html", "templates/*.md", "static/*.css", "static/*.js",
+                                  "static/languages/*.json"]},
     zip_safe=False,
 )
