@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from common import Results, benchmark_parser, percentiles, print_record, random_model, time_each
 
-from clip_ft.embedding import load_embeddings, save_embeddings
+from clip_ft.embeddings_file import load_embeddings, save_embeddings
 from clip_ft.exact import ExactIndex
 from clip_ft.where import Contains
 

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from clip_ft.settings import TrainConfig
     from clip_ft.training import train
     from clip_ft.evaluation import compare, evaluate
-    from clip_ft.embedding import embed_catalogue, load_embeddings, save_embeddings
+    from clip_ft.embeddings_file import load_embeddings, save_embeddings
+    from clip_ft.embedding import embed_catalogue
     from clip_ft.store import LanceStore
     from clip_ft.search import Searcher, search_products
     from clip_ft.widget import SearchWidget

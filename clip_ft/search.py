@@ -27,7 +27,8 @@ from typing import Any
 from .checkpoints import weights_hash
 from .core import InputError, Paths, new_figure, printable
 from .data import catalogue_folder, image_folder
-from .embedding import check_sizes, embed_catalogue, load_embeddings
+from .embedding import embed_catalogue
+from .embeddings_file import check_sizes, load_embeddings
 from .encode import embed_images, embed_texts
 from .exact import ExactIndex, first_of_each, top_rows
 from .fast import InferenceModel

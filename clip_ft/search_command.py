@@ -19,7 +19,7 @@ from typing import Any
 from unicodedata import east_asian_width
 from .core import InputError, Paths, atomic_write, printable
 from .data import catalogue_folder, image_folder
-from .embedding import load_embeddings
+from .embeddings_file import load_embeddings
 from .model import load_model
 from .search import Searcher, plot_results
 from .where import read_where

@@ -21,7 +21,7 @@ from PIL import Image
 
 from clip_ft.core import Paths
 from clip_ft.data import catalogue_folder, image_folder
-from clip_ft.embedding import load_embeddings, save_embeddings
+from clip_ft.embeddings_file import load_embeddings, save_embeddings
 
 ROOT = Path(__file__).resolve().parent.parent
 SCREENSHOTS = ROOT/'runs'/'screenshots'

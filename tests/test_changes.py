@@ -10,7 +10,7 @@ from clip_ft.catalogue import find_table
 from clip_ft.commands import embed_main, evaluate_main, export_main, preprocess_main
 from clip_ft.core import Paths
 from clip_ft.data import catalogue_folder, image_folder, load_split, preprocess
-from clip_ft.embedding import load_embeddings, save_embeddings
+from clip_ft.embeddings_file import load_embeddings, save_embeddings
 from clip_ft.learned import read_learned
 from clip_ft.sources import get_data
 from clip_ft.splits import LastSplit, are_known, duplicate_groups, learned_hashes, split_products, write_split

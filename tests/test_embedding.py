@@ -18,7 +18,8 @@ import clip_ft.store
 from clip_ft.commands import embed_main
 from clip_ft.core import Paths
 from clip_ft.data import catalogue_folder, image_folder, load_split
-from clip_ft.embedding import embed_blocks, embed_catalogue, load_embeddings, save_embeddings
+from clip_ft.embedding import embed_blocks, embed_catalogue
+from clip_ft.embeddings_file import load_embeddings, save_embeddings
 from clip_ft.model import load_model
 from clip_ft.store import LanceStore
 from clip_ft.views import image_rows

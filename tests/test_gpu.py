@@ -15,7 +15,7 @@ import torch
 from clip_ft.core import Paths
 from clip_ft.data import image_folder, preprocess
 from clip_ft.dataset import PixelCache, device_batches
-from clip_ft.embedding import load_embeddings
+from clip_ft.embeddings_file import load_embeddings
 from clip_ft.encode import embed_images, embed_texts
 from clip_ft.fast import InferenceModel
 from clip_ft.model import tiny_model

@@ -15,7 +15,7 @@ from conftest import snapshot
 from clip_ft import train_command
 from clip_ft.commands import embed_main, evaluate_main, get_data_main, preprocess_main, search_main, train_main
 from clip_ft.core import InputError, Paths
-from clip_ft.embedding import load_embeddings
+from clip_ft.embeddings_file import load_embeddings
 from clip_ft.model import load_model
 from clip_ft.search import Searcher, search_products
 

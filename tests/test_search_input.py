@@ -17,7 +17,7 @@ from clip_ft.checkpoints import Snapshots
 from clip_ft.commands import embed_main, evaluate_main, search_main
 from clip_ft.core import Paths
 from clip_ft.data import load_split
-from clip_ft.embedding import load_embeddings, save_embeddings
+from clip_ft.embeddings_file import load_embeddings, save_embeddings
 from clip_ft.images import ImageError
 from clip_ft.model import save_model, tiny_model
 from clip_ft.search import Searcher, plot_results

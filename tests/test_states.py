@@ -13,7 +13,7 @@ from conftest import snapshot
 from clip_ft.commands import embed_main, evaluate_main, get_data_main, preprocess_main, search_main, train_main
 from clip_ft.core import InputError, Paths, temporary_path
 from clip_ft.data import load_split, preprocess
-from clip_ft.embedding import load_embeddings
+from clip_ft.embeddings_file import load_embeddings
 from clip_ft.learned import LEARNED_FILE
 from clip_ft.locks import stage_lock
 from clip_ft.record import STATE_FILE

@@ -12,7 +12,8 @@ from clip_ft.checkpoints import weights_hash
 from clip_ft.commands import preprocess_main, search_main
 from clip_ft.core import Paths
 from clip_ft.data import clean_products, image_folder, preprocess, read_products
-from clip_ft.embedding import embed_catalogue, load_embeddings
+from clip_ft.embedding import embed_catalogue
+from clip_ft.embeddings_file import load_embeddings
 from clip_ft.encode import embed_texts
 from clip_ft.evaluation import evaluate
 from clip_ft.model import load_model, tiny_model
