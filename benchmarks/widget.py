@@ -30,7 +30,7 @@ from clip_ft.cards import Thumbnails
 from clip_ft.checkpoints import weights_hash
 from clip_ft.core import Paths
 from clip_ft.embedding import embed_catalogue
-from clip_ft.filters import Facets
+from clip_ft.facets import Facets
 from clip_ft.model import embedding_size, load_model
 from clip_ft.page import Debouncer, Query, find_products
 from clip_ft.search import Searcher

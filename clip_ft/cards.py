@@ -21,8 +21,10 @@ from traitlets import Int, Unicode
 from typing import Any
 
 from .core import InputError
+from .facets import Facets
 from .images import image_problem
 from .rendering import render_template, static_file, thumbnail
+from .roles import STOCK
 
 # %% ../nbs/70_cards.ipynb #c255c45f
 def load_jpeg(
@@ -101,14 +103,18 @@ def _score(row: Mapping) -> float | None:
     return None if pd.isna(score) else score
 
 
-def _card_values(row: Mapping, jpeg: bytes | None, best: float, note: str) -> dict:
+def _card_values(row: Mapping, jpeg: bytes | None, best: float, note: str, facets: Facets | None) -> dict:
     "The variables of a card."
     score = _score(row)
+    about = facets.card(row) if facets else {}
     return dict(
         image=row['image'],
         jpeg=jpeg,
         name=product_name(row),
-        category=value_text(row.get('category')),
+        kind=' · '.join(filter(None, (about.get('brand'), value_text(row.get('category'))))),
+        price=about.get('price', ''),
+        stock=about.get('stock', ''),
+        sold_out=about.get('stock') == STOCK[1],
         note=note,
         score=score,
         percent=0 if score is None else round(100*max(score, 0)/max(best, 1e-9)),
@@ -120,13 +126,14 @@ def grid(
     thumbnails: Thumbnails,  # source of the images
     query: str = '',  # text of the query
     notes: Mapping[str, str] | None = None,  # short notes on cards, such as new, by image name
+    facets: Facets | None = None,  # columns of the catalogue, for brand, price and stock
 ) -> Markup:  # HTML
     "A page of cards."
     notes = notes or {}
     best = results['clip_score'].max()
     cards = []
     for row, jpeg in zip(results.to_dict('records'), thumbnails(results['image'])):
-        cards.append(_card_values(row, jpeg, best, notes.get(row['image'], '')))
+        cards.append(_card_values(row, jpeg, best, notes.get(row['image'], ''), facets))
     return render_template('grid.html', query=query, cards=cards)
 
 # %% ../nbs/70_cards.ipynb #7c0a0004
@@ -143,13 +150,14 @@ HIDDEN = ('rank', 'image', 'images', 'display name', 'description', 'full_text',
           'clip_score')  # no attributes
 
 
-def _facts(row: Mapping) -> dict:
+def _facts(row: Mapping, facets: Facets | None) -> dict:
     "The attributes of a product: text by label."
     score = _score(row)
     facts = {} if score is None else {'CLIP score': f'{score:.2f}'}
     for column, value in row.items():
-        if column not in HIDDEN and value_text(value):
-            facts[column_label(column)] = value_text(value)
+        if column in HIDDEN or not value_text(value) or (facets and facets.roles.get(column) == 'internal'):
+            continue
+        facts[column_label(column)] = facets.value_text(column, value) if facets else value_text(value)
     facts['Image'] = value_text(row['image'])
     return facts
 
@@ -159,6 +167,7 @@ def details(
     jpeg: bytes | None,  # large image, from load_jpeg
     problem: str = '',  # reason if the image cannot be opened
     views: Mapping[str, bytes | None] | None = None,  # thumbnails of all images of the product, by name, if several
+    facets: Facets | None = None,  # columns of the catalogue, which write prices and hide internal columns
 ) -> Markup:  # HTML
     "The details of one product."
     return render_template(
@@ -168,7 +177,7 @@ def details(
         problem=problem,
         views=views or {},
         name=product_name(row),
-        facts=_facts(row),
+        facts=_facts(row, facets),
         text=value_text(row.get('description')) or value_text(row.get('full_text')),
     )
 

@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 
 from .checkpoints import weights_hash
 from .core import InputError, Paths
-from .filters import FIRST_FACETS, Facets
+from .facets import Facets
 from .search import Searcher
 from .views import product_keys
 
@@ -124,8 +124,8 @@ def example_queries(
     if 'category' not in facets.texts:
         names = facets.products.get('display name', pd.Series(dtype=str))
         return names.drop_duplicates().head(n).astype(str).tolist()
-    colours = [o for o in FIRST_FACETS[1:] if o in facets.texts]
-    columns = [*colours[:1], 'category']
+    colour = facets.column('colour')
+    columns = [colour, 'category'] if colour in facets.texts else ['category']
     queries: list[str] = []
     used: set[str] = set()
     for words in facets.products[columns].astype(str).value_counts().index:
@@ -180,7 +180,7 @@ def find_products(
             like=query.like or None,
             image_weight=query.image_weight,
             without=query.without.strip(),
-            where=query.where or None,
+            where=facets.conditions(query.where) or None,
             collapse=query.collapse,
         )
     return _sort(found, query.sort)

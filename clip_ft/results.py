@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .cards import Chip, Thumbnails, chip_row, column_label, details, grid, load_jpeg, message, product_name
 from .core import InputError, atomic_write
-from .filters import Facets
+from .facets import Facets
 from .page import LOG, Query, counts_without, example_queries, position_changes
 from .rendering import render_template, thumbnail
 from .search import plot_results
@@ -30,11 +30,13 @@ def _example_chips(facets: Facets) -> list:
     return [Chip(text, 'query', text) for text in example_queries(facets)]
 
 
-def _render_comparison(query: Query, results: Mapping[str, pd.DataFrame], thumbnails: Thumbnails) -> Markup:
+def _render_comparison(
+    query: Query, results: Mapping[str, pd.DataFrame], facets: Facets, thumbnails: Thumbnails
+) -> Markup:
     "The results of two models side by side."
     before, after = results.values()
     notes = position_changes(before, after)
-    grids = [grid(before, thumbnails, query.text), grid(after, thumbnails, query.text, notes)]
+    grids = [grid(before, thumbnails, query.text, {}, facets), grid(after, thumbnails, query.text, notes, facets)]
     return render_template('side_by_side.html', grids=dict(zip(results, grids)))
 
 
@@ -52,12 +54,12 @@ def render_results(
     status = f'{number} of {facets.mask(query.where).sum():,} products'
     if query.is_empty:
         note = ' · "but not" needs a query' if query.without.strip() else ''
-        html = chip_row(_example_chips(facets), 'Try') + grid(tables[0], thumbnails)
+        html = chip_row(_example_chips(facets), 'Try') + grid(tables[0], thumbnails, facets=facets)
         return f'{status} from the catalogue{note}', html
     if len(tables) == 1:
-        return f'{status}, by CLIP score', grid(tables[0], thumbnails, query.text)
+        return f'{status}, by CLIP score', grid(tables[0], thumbnails, query.text, facets=facets)
     shared = len(set(product_keys(tables[0])) & set(product_keys(tables[1])))
-    return f'{status} each, {shared} of them in both', _render_comparison(query, results, thumbnails)
+    return f'{status} each, {shared} of them in both', _render_comparison(query, results, facets, thumbnails)
 
 # %% ../nbs/73_results.ipynb #73e00013
 START_AGAIN = Chip('Start again', 'clear')
@@ -124,6 +126,7 @@ def product_details(
     tables: Iterable[pd.DataFrame],  # products, with column image
     name: str,  # name of an image; it is shown large, and all images of its product are shown small
     thumbnails: Thumbnails,  # source of the images
+    facets: Facets | None = None,  # columns of the catalogue
 ) -> Markup:  # HTML; empty if no table contains the product
     "The details of the product with an image of this name."
     row = find_product(tables, name)
@@ -131,7 +134,7 @@ def product_details(
         return Markup('')
     names = image_list({**row, 'image': product_keys(pd.DataFrame([row]))[0]})
     views = dict(zip(names, thumbnails(names))) if len(names) > 1 else None
-    return details(row, *load_jpeg(thumbnails.image_dir, name, 900), views)
+    return details(row, *load_jpeg(thumbnails.image_dir, name, 900), views, facets)
 
 
 def render_query(
@@ -148,8 +151,9 @@ def render_query(
         chips.append(Chip(f'Like {name}', 'remove', 'like', thumbnails([query.like])[0], removable=True))
     for column, wanted in query.where.items():
         is_range = column in facets.numbers
-        values = f'{wanted[0]:g} to {wanted[1]:g}' if is_range else ', '.join(wanted)
-        chips.append(Chip(f'{column_label(column)}: {values}', 'remove', column, removable=True))
+        values = (facets.value_text(column, value) if is_range else str(value) for value in wanted)
+        text = ' to '.join(values) if is_range else ', '.join(values)
+        chips.append(Chip(f'{column_label(column)}: {text}', 'remove', column, removable=True))
     if query.without.strip() and not query.is_empty:
         chips.append(Chip(f'not {query.without.strip()}', 'remove', 'without', removable=True))
     return chip_row([*chips, Chip('Clear all', 'clear')]) if chips else Markup('')

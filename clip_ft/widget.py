@@ -19,7 +19,8 @@ from traitlets.utils.bunch import Bunch
 
 from .cards import MAX_UPLOAD, Chip, Pane, Thumbnails, chip_row, column_label, message
 from .core import InputError
-from .filters import Facets, Filters
+from .facets import Facets
+from .filters import Filters
 from .page import Debouncer, Query, QueryHistory, example_queries, find_products, load_project
 from .rendering import thumbnail
 from .results import START_AGAIN, error_message, error_text, file_stem, product_details
@@ -273,7 +274,7 @@ def open_product(
     name: str,  # name of an image
 ) -> None:
     "Show the details of a product, with its CLIP score if it is among the results."
-    html = product_details([*self.results.values(), self.facets.products], name, self.thumbnails)
+    html = product_details([*self.results.values(), self.facets.products], name, self.thumbnails, self.facets)
     if html:
         self.pane.show_details(html)
 

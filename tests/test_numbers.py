@@ -10,7 +10,7 @@ from clip_ft.commands import preprocess_main
 from clip_ft.core import InputError, Paths
 from clip_ft.data import preprocess
 from clip_ft.exact import ExactIndex
-from clip_ft.filters import Facets
+from clip_ft.facets import Facets
 from clip_ft.sources import get_data
 from clip_ft.store import LanceStore
 
