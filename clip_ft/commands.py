@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_project', 'get_data_main', 'preprocess_main', 'train_main', 'tune_main', 'evaluate_main', 'export_main',
-           'embed_main', 'search_main', 'app_main']
+           'embed_main', 'search_main', 'app_main', 'serve_main']
 
 # %% ../nbs/91_commands.ipynb #79a00003
 import re
@@ -14,7 +14,7 @@ from pathlib import Path
 from .core import InputError, Paths, console_script, printable, writable_file
 from .options import GRID_ENDINGS, GRID_FORMATS, app_parser, embed_parser, evaluate_parser, export_parser
 from .options import get_data_parser, preprocess_parser, search_arguments, train_config, train_parser
-from .options import tune_parser
+from .options import serve_parser, tune_parser
 from .settings import TrainConfig, demo_config
 
 # %% ../nbs/91_commands.ipynb #79a00006
@@ -161,3 +161,14 @@ def app_main(argv: list[str] | None = None) -> None:
     check_project(Paths(args.root))
     from clip_ft.serve import app_command
     app_command(args, settings)
+
+# %% ../nbs/91_commands.ipynb #79a00031
+@console_script
+def serve_main(argv: list[str] | None = None) -> None:
+    "clip_ft_serve: serve the search to other programs."
+    args = serve_parser().parse_args(argv)
+    if not all(map(find_spec, ('fastapi', 'uvicorn', 'mcp'))):
+        raise InputError("The search service needs FastAPI, uvicorn and the MCP SDK: run pip install 'clip_ft[serve]'.")
+    check_project(Paths(args.root), 'embeddings', 'model')
+    from clip_ft.serve_command import serve_command
+    serve_command(args)

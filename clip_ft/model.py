@@ -139,12 +139,15 @@ def in_evaluation_mode(
 ) -> Iterator[None]:
     "Context without gradients and dropout."
     training = model.training
-    model.eval()
+    changes = any(module.training for module in model.modules())  # a change takes as long as half a query
+    if changes:
+        model.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        model.train(training)
+        if changes:
+            model.train(training)
 
 # %% ../nbs/31_model.ipynb #45e4432d
 def tower_layers(

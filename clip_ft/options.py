@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BASE', 'GRID_FORMATS', 'GRID_ENDINGS', 'command_parser', 'non_negative_int', 'get_data_parser', 'preprocess_parser',
            'train_parser', 'train_config', 'tune_parser', 'evaluate_parser', 'export_parser', 'embed_parser',
-           'search_parser', 'search_arguments', 'app_parser']
+           'search_parser', 'search_arguments', 'app_parser', 'serve_parser']
 
 # %% ../nbs/90_options.ipynb #68a00003
 import re
@@ -320,3 +320,40 @@ def app_parser() -> ArgumentParser:
         help='name under which visitors reach the server; repeat it for several names')
     add('--visitors', type=non_negative_int, default=40, metavar='N', help='maximum number of open pages')
     return parser
+
+# %% ../nbs/90_options.ipynb #68a00031
+def _positive(text: str) -> float:
+    "Parse a time in seconds; an argparse type."
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds <= 3600:
+        raise ArgumentTypeError(f'must be a number of seconds above 0 and up to 3600, not {text}')
+    return seconds
+
+
+def serve_parser() -> ArgumentParser:
+    "The options of clip_ft_serve."
+    parser = command_parser('Serve the search to other programs, as JSON over HTTP or as an MCP server.')
+    add = parser.add_argument
+    add('--host', default='127.0.0.1', metavar='ADDRESS',
+        help='address to listen at; with any other than that of this computer, an API key is required')
+    add('--port', type=_port, default=8000, metavar='N', help='port to listen on')
+    add('--name', type=_host_name, action='append', default=[], metavar='NAME',
+        help='host name under which clients reach the service; repeat it for several names')
+    add('--api-key-file', metavar='FILE', help='file that contains the API key; without it, the environment variable '
+        'CLIP_FT_API_KEY is read')
+    add('--processes', type=_processes, metavar='N',
+        help='number of search processes; by default one per core, at most 8')
+    add('--at-once', type=non_negative_int, default=64, metavar='N',
+        help='number of requests that are answered at the same time')
+    add('--timeout', type=_positive, default=10.0, metavar='SECONDS', help='time that a request may take')
+    return parser
+
+
+def _processes(text: str) -> int:
+    "Check a number of processes; an argparse type."
+    if not text.isdecimal() or not 0 < int(text[:9]) <= 64:
+        raise ArgumentTypeError('must be a number from 1 to 64')
+    return int(text)
