@@ -103,6 +103,14 @@ def _score(row: Mapping) -> float | None:
     return None if pd.isna(score) else score
 
 
+def _percent(row: Mapping, score: float | None, best: float) -> int:
+    "Length of the bar: the score of the match or, for results that have not been judged, the share of the best one."
+    judged = row.get('match_score')
+    if judged is not None and not pd.isna(judged):
+        return round(100*judged)
+    return 0 if score is None else round(100*max(score, 0)/max(best, 1e-9))
+
+
 def _card_values(row: Mapping, jpeg: bytes | None, best: float, note: str, facets: Facets | None) -> dict:
     "The variables of a card."
     score = _score(row)
@@ -117,7 +125,7 @@ def _card_values(row: Mapping, jpeg: bytes | None, best: float, note: str, facet
         sold_out=about.get('stock') == STOCK[1],
         note=note,
         score=score,
-        percent=0 if score is None else round(100*max(score, 0)/max(best, 1e-9)),
+        percent=_percent(row, score, best),
     )
 
 
@@ -147,7 +155,7 @@ def preview(
 
 # %% ../nbs/70_cards.ipynb #66e34ab8
 HIDDEN = ('rank', 'image', 'images', 'display name', 'description', 'full_text', 'pixel_id', 'pixel_ids',
-          'clip_score')  # no attributes
+          'clip_score', 'match', 'match_score')  # no attributes
 
 
 def _facts(row: Mapping, facets: Facets | None) -> dict:

@@ -20,7 +20,8 @@ from .core import InputError, atomic_write
 from .facets import Facets
 from .page import LOG, Query, counts_without, example_queries, position_changes
 from .rendering import render_template, thumbnail
-from .search import plot_results
+from .match_scale import match_note
+from .plots import plot_results
 from .tables import without_formulas
 from .views import image_list, is_image_of, product_keys
 
@@ -57,7 +58,8 @@ def render_results(
         html = chip_row(_example_chips(facets), 'Try') + grid(tables[0], thumbnails, facets=facets)
         return f'{status} from the catalogue{note}', html
     if len(tables) == 1:
-        return f'{status}, by CLIP score', grid(tables[0], thumbnails, query.text, facets=facets)
+        note = match_note(tables[0])
+        return note or f'{status}, by CLIP score', grid(tables[0], thumbnails, query.text, facets=facets)
     shared = len(set(product_keys(tables[0])) & set(product_keys(tables[1])))
     return f'{status} each, {shared} of them in both', _render_comparison(query, results, facets, thumbnails)
 

@@ -4,35 +4,32 @@
 
 # %% auto #0
 __all__ = ['EMPTY', 'WITHOUT', 'FUSED', 'search_products', 'distinct_mask', 'median_neighbour_distance', 'Searcher',
-           'before_searcher', 'plot_results']
+           'before_searcher']
 
 # %% ../nbs/65_search.ipynb #8218ae7f
 import io
 import numpy as np
 import pandas as pd
-import textwrap
 import torch
-import warnings
 from PIL import Image
 from collections.abc import Iterable
 from copy import copy
 from fastcore.basics import patch
 from functools import cached_property, lru_cache
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numbers import Integral
 from pathlib import Path
 from torch import nn
 from typing import Any
 from .checkpoints import weights_hash
-from .core import InputError, Paths, new_figure, printable
+from .core import InputError, Paths
 from .data import catalogue_folder, image_folder
 from .embedding import embed_catalogue
 from .embeddings_file import check_sizes, load_embeddings
 from .encode import embed_images, embed_texts
 from .exact import ExactIndex, first_of_each, top_rows
 from .fast import InferenceModel
-from .images import image_problem, open_image
+from .match_fit import MatchScale
+from .match_scale import FLOOR, NEIGHBOURS, TOP, with_match
 from .model import load_model, read_notes
 from .models import base_model
 from .tables import keep_original
@@ -129,6 +126,8 @@ class Searcher:
         self.index: Index = ExactIndex(embeddings) if isinstance(embeddings, dict) else embeddings
         if weights_hash(self.model) != self.index.weights_hash:
             raise InputError('The embeddings were made by another model: embed again with this one (clip_ft_embed).')
+        stored = embeddings.get('match_scale') if isinstance(embeddings, dict) else None
+        self.match_scale: MatchScale | None = stored or getattr(self.index, 'match_scale', None)
         self.embed_query = lru_cache(1024)(self._embed_query)
 
     @classmethod
@@ -241,6 +240,40 @@ def _fuse(self: Searcher, vector: np.ndarray, text: str, count: int, where: dict
     by_name = product_keys(products).map(name_scores).fillna(0).to_numpy(float)
     return products.iloc[np.lexsort((-by_name, -by_image - by_name))[:count]]  # ties: the better match by name first
 
+# %% ../nbs/65_search.ipynb #2a427f0a
+@patch
+def _judged(
+    self: Searcher, found: pd.DataFrame, vector: np.ndarray, text: str, image_vector: np.ndarray | None,
+    where: dict | None, like: str | None = None
+) -> pd.DataFrame:
+    "The results with the columns match and match_score; unchanged if no scale was fitted."
+    if self.match_scale is None:
+        return found
+    if not len(found):
+        return with_match(found, np.zeros(0))
+    top = self.index.nearest((vector if image_vector is None else image_vector)[None], TOP + 1, where)[0]
+    if image_vector is None:
+        cosines = self.index.sample @ vector
+        judged = self.match_scale.of_text(text, vector, (float(cosines.mean()), float(cosines.std())), found, top)
+    else:
+        top = top if like is None else top[~is_image_of(top, like)]
+        near = found.assign(clip_score=100*(self.index.vectors(found['image']) @ image_vector))
+        judged = self.match_scale.of_image(self._densities(top['image'].head(NEIGHBOURS)), near, top)
+    if judged is None:  # the catalogue is too small
+        return found
+    scores, answer = judged
+    if answer < FLOOR:
+        scores = np.minimum(scores, answer)
+    scores = np.where(self.match_scale.has_words(found, text), np.maximum(scores, FLOOR), scores)
+    return with_match(found, scores)
+
+
+@patch
+def _densities(self: Searcher, images: Iterable[str]) -> np.ndarray:
+    "Mean cosine of some products with the products nearest to them."
+    near = self.index.nearest(self.index.vectors(images), NEIGHBOURS + 1)
+    return np.array([each['clip_score'].iloc[1:].mean()/100 for each in near])
+
 # %% ../nbs/65_search.ipynb #19859f30
 @patch
 def search(
@@ -249,14 +282,14 @@ def search(
     top_k: int = 5,  # number of results
     *,
     image: str | Path | bytes | Image.Image | None = None,  # image to search by
-    like: str | None = None,  # image name of the catalogue to search by; its product is omitted
+    like: str | None = None,  # image of the catalogue to search by; its product is omitted
     image_weight: float = .5,  # weight of the image in a query by text and image, from 0 to 1
     without: str = '',  # text that describes what to exclude
     where: dict | None = None,  # conditions, as for read_where: {'category': 'Dresses', 'price': (10, 50)}
     offset: int = 0,  # number of best results to skip; 5 gives the second page of 5 results
     collapse: bool = False,  # show only one of several near-identical products
     hybrid: bool = False,  # also rank by product names; requires a full-text index, such as that of a LanceStore
-) -> pd.DataFrame:  # rank (from 1), image, display name, category, clip_score (100 * cosine), other columns
+) -> pd.DataFrame:  # rank (from 1), image, display name, category, clip_score (100 * cosine), match, other columns
     "The products that match best. Raises `InputError` for an empty query, an invalid image, or an unknown name."
     top_k, offset = _count('top_k', top_k, 1), _count('offset', offset, 0)
     vector = self._query_vector(query, image, like, image_weight, without)
@@ -264,8 +297,11 @@ def search(
     if hybrid and not text:
         raise InputError('A hybrid search requires a text: type a query.')
     if like is None and not collapse and not hybrid:
-        return _ranked(self.index.nearest(vector[None], top_k, where, offset)[0], offset)
-    return _ranked(self._select(vector, top_k + offset, where, like, collapse, text).iloc[offset:], offset)
+        found = self.index.nearest(vector[None], top_k, where, offset)[0]
+    else:
+        found = self._select(vector, top_k + offset, where, like, collapse, text).iloc[offset:]
+    given = self._image_vector(image, like)
+    return self._judged(_ranked(found, offset), vector, _query_text(query), given, where, like)
 
 
 @patch
@@ -283,7 +319,8 @@ def search_many(
     if not texts:
         return []
     vectors = embed_texts(self.inference, self.processor, texts)
-    return [_ranked(found) for found in self.index.nearest(vectors, top_k, where)]
+    found = [_ranked(each) for each in self.index.nearest(vectors, top_k, where)]
+    return [self._judged(each, vector, text, None, where) for each, vector, text in zip(found, vectors, texts)]
 
 
 def _ranked(found: pd.DataFrame, offset: int = 0) -> pd.DataFrame:
@@ -307,38 +344,3 @@ def before_searcher(
     own.embeddings = paths.embeddings.with_name(f'base_{paths.embeddings.name}')
     data = embed_catalogue(model, processor, own)
     return Searcher(model, processor, data, image_folder(catalogue_folder(paths), data['dataframe']))
-
-# %% ../nbs/65_search.ipynb #2383445b
-warnings.filterwarnings('ignore', 'Glyph .* missing from', UserWarning)  # emoji are drawn as boxes
-
-
-def plot_results(
-    results: pd.DataFrame,  # from search_products or Searcher.search
-    image_dir: str | Path | None,  # folder of the images; None if there are no images
-    title: str = '',  # such as the query
-    columns: int = 5,  # images per row
-) -> Figure:
-    "Draw a grid of images with CLIP scores and names, and a note for each image that cannot be opened."
-    rows = max(1, -(-len(results) // columns))
-    fig = new_figure(figsize=(1.9 * columns, 2.35 * rows + .3 * bool(title)), layout='constrained')
-    axes = fig.subplots(rows, columns, squeeze=False).ravel()
-    for ax in axes:
-        ax.axis('off')
-    for ax, product in zip(axes, results.to_dict('records')):
-        _show_product(ax, product, image_dir)
-    if title:
-        fig.suptitle(printable(title)[:90], fontsize=11, parse_math=False)
-    return fig
-
-
-def _show_product(ax: Axes, product: dict, image_dir: str | Path | None) -> None:
-    try:
-        if image_dir is None or image_problem(image_dir, product['image']):
-            raise InputError('not a file inside the folder')
-        ax.imshow(open_image(Path(image_dir)/product['image'], size=224))
-    except InputError:
-        ax.text(.5, .5, 'image\nmissing', ha='center', va='center', transform=ax.transAxes)
-    name = textwrap.wrap(printable(product.get('display name', '')), 25, max_lines=2, placeholder=' …')
-    padding = [''] * (2 - len(name))  # the images stay aligned
-    title = '\n'.join([f"{product['clip_score']:.1f}", *name, *padding])
-    ax.set_title(title, fontsize=8, linespacing=1.2, parse_math=False)

@@ -21,7 +21,9 @@ from .core import InputError, Paths, atomic_write, printable
 from .data import catalogue_folder, image_folder
 from .embeddings_file import load_embeddings
 from .model import load_model
-from .search import Searcher, plot_results
+from .plots import plot_results
+from .search import Searcher
+from .match_scale import match_note
 from .where import read_where
 
 # %% ../nbs/69_search_command.ipynb #70d1c05d
@@ -61,7 +63,8 @@ def results_table(
         excess -= cut
     fitted = [[_fit(text, widths[column], column in ('rank', 'clip_score'), column == 'image') for text in texts]
               for column, texts in cells.items()]
-    return '\n'.join('  '.join(line).rstrip() for line in zip(*fitted))
+    lines = ['  '.join(line).rstrip() for line in zip(*fitted)]
+    return '\n'.join([match_note(results), '', *lines] if match_note(results) else lines)
 
 # %% ../nbs/69_search_command.ipynb #03db221b
 def prompt(
@@ -120,6 +123,8 @@ def search_command(
     image_dir = image_folder(catalogue_folder(paths), data['dataframe'])
     model, processor = load_model(args.model or paths.best_model, args.device, verbose=False)
     searcher = Searcher(model, processor, data, image_dir)
+    if searcher.match_scale is None:
+        print('Run clip_ft_embed again to be told when nothing fits: the embeddings have no scale.', file=sys.stderr)
     if not (args.query or args.image or args.like):
         return prompt(searcher, args.top_k, paths.root/'.search_history', **options)
     results = searcher.search(query, args.top_k, image=args.image, like=args.like, **options)

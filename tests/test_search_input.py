@@ -20,7 +20,8 @@ from clip_ft.data import load_split
 from clip_ft.embeddings_file import load_embeddings, save_embeddings
 from clip_ft.images import ImageError
 from clip_ft.model import save_model, tiny_model
-from clip_ft.search import Searcher, plot_results
+from clip_ft.plots import plot_results
+from clip_ft.search import Searcher
 
 
 class Bomb:
