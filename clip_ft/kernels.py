@@ -63,30 +63,33 @@ THREADLESS = dict(
     MALLOC_ARENA_MAX='2')  # the threads of a kernel share memory that is free
 
 
-def _load_project(root: str) -> None:
+def _load_project(root: str, compare: bool) -> None:
     "Load the project, or load it again if its embeddings have changed."
-    from clip_ft.page import Query, find_products, load_project  # imports PyTorch
+    from clip_ft.page import Query, find_products, load_before, load_project  # imports PyTorch
 
     with suppress(InputError, OSError):  # the page says what is missing
         searcher, facets = load_project(root, 'cpu')
-        find_products(searcher, facets, Query('a query'))  # loads code and allocates buffers that the kernels share
+        for each in (searcher, load_before(root, 'cpu')) if compare else (searcher,):
+            find_products(each, facets, Query('a query'))  # loads code and allocates buffers that the kernels share
     gc.collect()
     gc.freeze()
 
 
 def warm_up(
     root: str,  # folder of the project
+    compare: bool = False,  # whether to load the model before fine-tuning, too
 ) -> None:
     "Import everything that a kernel needs, and load the project."
     import torch
     import tqdm
 
     sys.modules['debugpy'] = None  # type: ignore[assignment]  # kernels import this debugger if they find it
-    for module in ('clip_ft.widget', 'ipykernel.kernelapp', 'ipykernel.ipkernel', 'matplotlib_inline.backend_inline'):
+    for module in (
+            'clip_ft.project_page', 'ipykernel.kernelapp', 'ipykernel.ipkernel', 'matplotlib_inline.backend_inline'):
         import_module(module)
     torch.set_num_threads(1)
     tqdm.tqdm.monitor_interval = 0  # no thread that watches progress bars
-    _load_project(root)
+    _load_project(root, compare)
     threads = len(os.listdir('/proc/self/task'))
     if threads > 1:
         raise InputError(f'The warm process has {threads} threads, so it cannot be forked.')
@@ -95,9 +98,11 @@ def warm_up(
 def fork_kernels(
     address: str,  # path of the socket
     root: str,  # folder of the project
+    models: str = 'one',  # both to load the model before fine-tuning, too
 ) -> None:
     "Load a project, then start one kernel per request until the standard input is closed."
-    warm_up(root)
+    compare = models == 'both'
+    warm_up(root, compare)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
@@ -106,7 +111,7 @@ def fork_kernels(
             connection, _ = listener.accept()
             with connection, connection.makefile() as lines:
                 request = json.loads(lines.readline())
-                _load_project(root)
+                _load_project(root, compare)
                 pid = os.fork()
                 if pid:
                     connection.sendall(f'{pid}\n'.encode())
@@ -119,14 +124,16 @@ def fork_kernels(
 def start_warm_process(
     address: str | Path,  # path of the socket to create
     root: str | Path,  # folder of the project
+    compare: bool = False,  # whether to load the model before fine-tuning, too
     timeout: float = 300,  # seconds that loading may take
 ) -> subprocess.Popen:  # to be ended with end_warm_process
     "Start a warm process, and wait until it accepts requests. Raises InputError if it cannot be forked."
     if not hasattr(os, 'pidfd_open'):
         raise InputError('Kernels can share a model only on Linux.')
     code = 'import sys; from clip_ft.kernels import fork_kernels; fork_kernels(*sys.argv[1:])'
+    models = 'both' if compare else 'one'
     process = subprocess.Popen(
-        [sys.executable, '-c', code, str(address), str(Path(root).resolve())], stdin=subprocess.PIPE,
+        [sys.executable, '-c', code, str(address), str(Path(root).resolve()), models], stdin=subprocess.PIPE,
         env=os.environ | THREADLESS, start_new_session=True)  # Ctrl-C reaches only the server, which then ends it
     end = time.monotonic() + timeout
     while not Path(address).exists():

@@ -319,6 +319,7 @@ def app_parser() -> ArgumentParser:
     add('--host', type=_host_name, action='append', default=[], metavar='NAME',
         help='name under which visitors reach the server; repeat it for several names')
     add('--visitors', type=non_negative_int, default=40, metavar='N', help='maximum number of open pages')
+    add('--compare', action='store_true', help='show the results before and after fine-tuning side by side')
     return parser
 
 # %% ../nbs/90_options.ipynb #68a00031

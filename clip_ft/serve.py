@@ -25,6 +25,7 @@ from .kernels import end_warm_process, start_warm_process, write_kernel_spec
 def write_site(
     folder: str | Path,  # empty folder
     kernel: str,  # name of the kernel
+    compare: bool = False,  # whether to show the results before and after fine-tuning side by side
 ) -> Path:  # notebook
     "Write the notebook and the template that Voila serves."
     folder = Path(folder)
@@ -32,7 +33,8 @@ def write_site(
     template.mkdir(parents=True)
     shutil.copy(str(files('clip_ft')/'templates'/'served.html'), template/'index.html.j2')
     (template/'conf.json').write_text('{"base_template": "lab"}')
-    code = "import os\nfrom clip_ft.widget import search_page\nsearch_page(os.environ['CLIP_FT_ROOT'], 'cpu')"
+    call = f"search_page(os.environ['CLIP_FT_ROOT'], 'cpu', compare={compare})"
+    code = f'import os\nfrom clip_ft.project_page import search_page\n{call}'
     cell: dict = dict(cell_type='code', id='page', metadata={}, source=code, outputs=[], execution_count=None)
     spec = dict(name=kernel, display_name='clip_ft', language='python')
     notebook = folder/'site'/'search.ipynb'
@@ -82,7 +84,7 @@ def server_config(
     return config
 
 # %% ../nbs/76_serve.ipynb #76a00012
-def _serve(folder: Path, root: Path, config: Config, settings: list[str]) -> None:
+def _serve(folder: Path, root: Path, compare: bool, config: Config, settings: list[str]) -> None:
     "Serve the page until the server is stopped."
     from voila.app import Voila  # a requirement of clip_ft[app] only
 
@@ -91,12 +93,12 @@ def _serve(folder: Path, root: Path, config: Config, settings: list[str]) -> Non
     address = folder/'warm.sock'
     kernel, warm = 'python3', None
     try:
-        warm = start_warm_process(address, root)
+        warm = start_warm_process(address, root, compare)
         kernel = write_kernel_spec(folder, address)
     except InputError as error:
         print(f'Each visitor gets a model of its own: {error}', flush=True)
     try:
-        Voila.launch_instance([*settings, str(write_site(folder, kernel))], config=config)
+        Voila.launch_instance([*settings, str(write_site(folder, kernel, compare))], config=config)
     finally:
         if warm:
             end_warm_process(warm)
@@ -110,4 +112,4 @@ def app_command(
     config = server_config(args.host, args.visitors)
     config.Voila.update(port=args.port, port_retries=0, open_browser=not args.no_browser)
     with TemporaryDirectory(prefix='clip_ft_') as folder:
-        _serve(Path(folder), Path(args.root).resolve(), config, settings)
+        _serve(Path(folder), Path(args.root).resolve(), args.compare, config, settings)

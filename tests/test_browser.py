@@ -43,7 +43,7 @@ BUSY_CELL = "import time\ntime.sleep(4)\nprint('slept', 'well')"
 # The contrast of text and background for the elements of the page, by selector.
 CONTRAST = '''() => {
   const selectors = ['.cf-name', '.cf-card .cf-soft', '.cf-status', '.cf-counts div', '.cf-ticks span', '.cf-score b',
-    '.cf-chip', '.cf-tools .jupyter-button'];
+    '.cf-chip', '.cf-tools .jupyter-button', '.cf-like', '.cf-plain'];
   const channel = value => (value /= 255) <= .03928 ? value/12.92 : ((value + .055)/1.055)**2.4;
   const luminance = ([red, green, blue]) => .2126*channel(red) + .7152*channel(green) + .0722*channel(blue);
   const parse = colour => colour.match(/[\\d.]+/g).map(Number);
@@ -317,10 +317,11 @@ def test_more_like_this_then_back(site):
     site.ask('red')
     assert site.page.locator('.cf-mix').first.is_visible()    # the slider between text and image
     site.screenshot('like')
-    back = site.page.locator('.jupyter-button.cf-round').first
-    back.click()
+    button = site.page.locator('.jupyter-button.cf-round').first
+    back = button.click if site.kind == 'lab' else site.page.go_back
+    back()
     site.wait_for('.cf-grid[data-query=""]')
-    back.click()
+    back()
     site.wait_for_answer('jeans')
     assert site.names()[0] == first
 
@@ -423,8 +424,10 @@ def test_a_busy_kernel(site):
 
 def test_widths_and_themes(site):
     site.ask('red dress')
-    for theme in ('light', 'dark') if site.kind == 'lab' else ('light',):
-        if theme == 'dark':
+    for theme in ('light', 'dark'):
+        if theme == 'dark' and site.kind == 'voila':          # a setting of the visitor's system
+            site.page.emulate_media(color_scheme='dark')
+        elif theme == 'dark':
             site.page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
             site.wait_for('body[data-jp-theme-light=false]', state='attached')
             site.page.wait_for_timeout(500)
@@ -440,3 +443,69 @@ def test_widths_and_themes(site):
                 .map(element => element.getBoundingClientRect().right)''')
             assert max(rights) <= page_box['x'] + page_box['width'] + 1, (theme, width)
             site.screenshot(f'{theme}-{width}')
+    site.page.emulate_media(color_scheme='light')
+
+
+def test_phone(site):
+    if site.kind == 'lab':                                    # is not made for phones
+        return
+    page = site.page
+    page.set_viewport_size(dict(width=390, height=844))
+    try:
+        assert page.evaluate('document.documentElement.scrollWidth') <= 390
+        card, box = page.locator('.cf-card').first.bounding_box(), page.locator('.cf-query').bounding_box()
+        assert box['y'] < 120 and card['y'] < 400, (box, card)
+        like = page.locator('.cf-like').first.bounding_box()
+        frame = page.locator('.cf-open').first.bounding_box()
+        assert like['y'] >= frame['y'] + frame['height'] and like['height'] >= 40
+        for name, inside in (('filters', '.cf-ticks'), ('tools', '.cf-tools')):
+            assert not page.locator(inside).first.is_visible()
+            page.locator(f'.cf-toggle-{name}').click()
+            page.locator(inside).first.wait_for()
+            assert page.evaluate('document.documentElement.scrollWidth') <= 390
+            page.keyboard.press('Escape')
+            page.locator(inside).first.wait_for(state='hidden')
+            page.locator(f'.cf-toggle-{name}').click()
+            page.locator('.cf-shut:visible').click()
+            page.locator(inside).first.wait_for(state='hidden')
+        page.locator('.cf-open').first.click()
+        page.locator('.cf-dialog[open]').wait_for()
+        for button in page.locator('.cf-actions button, .cf-close').all():
+            place = button.bounding_box()
+            assert place['y'] + place['height'] <= 844 and place['height'] >= 40
+        site.screenshot('phone-details')
+        page.locator('.cf-close').click()
+        page.locator('.cf-dialog[open]').wait_for(state='detached')
+    finally:
+        page.set_viewport_size(dict(width=1600, height=1000))
+
+
+def test_a_shared_address(site):
+    if site.kind == 'lab':                                    # its address names the notebook
+        assert '?' not in site.page.url
+        return
+    site.ask('red dress')
+    facet = site.page.locator('.cf-facet').first
+    facet.locator('input[type=checkbox]').first.check()
+    site.wait_for('.cf-chip:has-text("Category: ")')
+    site.page.wait_for_function("location.search.startsWith('?q=red+dress&category=')")
+    shared = site.page.url
+    names = site.names()
+    site.page.goto(shared + '&size=40&<script>alert(1)</script>', timeout=START)
+    site.wait_for_answer('red dress')
+    assert site.names() == names and site.box.input_value() == 'red dress'
+    assert 'size=40' in site.page.locator('.cf-examples').first.inner_text()
+    site.chip('Clear all').click()
+    site.wait_for('.cf-examples:has-text("Try")')
+    site.page.go_back()
+    site.wait_for_answer('red dress')
+
+
+def test_skip_to_the_results(site):
+    site.ask('jeans')
+    site.page.keyboard.press('Tab')                           # from the search box to the link behind it
+    assert site.page.evaluate('document.activeElement.className') == 'cf-skip'
+    site.page.keyboard.press('Enter')
+    assert site.page.evaluate('document.activeElement.className') == 'cf-open'
+    site.page.keyboard.press('Enter')
+    site.wait_for('.cf-dialog[open]')

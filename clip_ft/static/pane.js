@@ -17,6 +17,11 @@ function download(name, data) {
   setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
 
+function setAddress(query, replace) { // the address of JupyterLab belongs to JupyterLab
+  if (!document.body.dataset.voila || location.search.slice(1) === query) return;
+  history[replace ? 'replaceState' : 'pushState'](null, '', query ? `?${query}` : location.pathname);
+}
+
 function render({ model, el }) {
   el.classList.add('cf-pane');
   el.innerHTML = FRAME;
@@ -45,12 +50,13 @@ function render({ model, el }) {
     dialog.innerHTML = html;
     if (dialog.open) dialog.querySelector('[aria-current]')?.focus(); // another image of the product
     else dialog.showModal();
-    dialog.scrollTop = 0;
+    dialog.querySelector('.cf-sheet').scrollTop = 0;
   };
 
   const onMessage = (message, buffers) => {
     if (message.pong) pong();
     if (message.details && el.isConnected) showDetails(message.details);
+    if (message.address !== undefined) setAddress(message.address, message.replace);
     if (message.file) download(message.file, buffers[0]);
   };
 
@@ -72,6 +78,31 @@ function render({ model, el }) {
     chooser.click();
   };
 
+  const toggles = () => [...page().querySelectorAll('.cf-toggle')];
+  const openPanel = name => { // filters or tools; '' closes it
+    const old = page().dataset.open;
+    page().dataset.open = name;
+    for (const each of toggles()) each.setAttribute('aria-expanded', each.matches(`.cf-toggle-${name || 'none'}`));
+    const panels = { filters: '.cf-side', tools: '.cf-panel-tools' };
+    page().querySelector(name ? `${panels[name]} .cf-shut` : `.cf-toggle-${old}`)?.focus();
+  };
+  const onPageClick = event => {
+    if (!page().contains(event.target)) return;
+    const toggle = event.target.closest('.cf-toggle');
+    if (toggle) {
+      const name = toggle.matches('.cf-toggle-filters') ? 'filters' : 'tools';
+      openPanel(page().dataset.open === name ? '' : name);
+    } else if (event.target.closest('.cf-shut')) {
+      openPanel('');
+    } else if (event.target.closest('.cf-skip')) {
+      event.preventDefault();
+      (body.querySelector('.cf-open') ?? body.querySelector('button'))?.focus();
+    }
+  };
+  const onKey = event => {
+    if (event.key === 'Escape' && !dialog.open && page().dataset.open && page().contains(event.target)) openPanel('');
+  };
+
   const onClick = event => {
     const button = event.target.closest('[data-action]');
     const leaves = button && dialog.contains(button) && button.dataset.action !== 'open';
@@ -86,11 +117,18 @@ function render({ model, el }) {
   el.addEventListener('click', onClick, { signal: listeners.signal });
   chooser.addEventListener('change', upload);
   document.addEventListener('click', onUploadButton, { signal: listeners.signal, capture: true });
+  document.addEventListener('click', onPageClick, { signal: listeners.signal });
+  document.addEventListener('keydown', onKey, { signal: listeners.signal });
+  const onAddress = () => { ping(); model.send({ action: 'address', value: location.search }); };
+  if (document.body.dataset.voila) addEventListener('popstate', onAddress, { signal: listeners.signal });
   for (const kind of ['input', 'click']) {
     const pingIfInside = event => { if (page().contains(event.target)) ping(); };
     document.addEventListener(kind, pingIfInside, { signal: listeners.signal });
   }
-  requestAnimationFrame(() => page().setAttribute('data-lm-suppress-shortcuts', 'true'));
+  requestAnimationFrame(() => {
+    page().setAttribute('data-lm-suppress-shortcuts', 'true');
+    for (const each of toggles()) each.setAttribute('aria-expanded', 'false');
+  });
   draw();
 
   return () => listeners.abort();
