@@ -277,6 +277,8 @@ def search_parser() -> ArgumentParser:
              'and of several values for one column any may match')
     add('--top-k', type=_integer, default=5, metavar='N', help='number of results')
     add('--offset', type=non_negative_int, default=0, metavar='N', help='number of best results to skip')
+    add('--no-words', dest='words', action='store_false',
+        help='rank by the images alone, not also by the words of names, categories, brands and codes')
     add('--collapse', action='store_true', help='show only one of several near-identical products')
     add('--json', action='store_true', help='print the results as JSON, with all columns')
     add('--save-grid', metavar='FILE',

@@ -79,13 +79,22 @@ def prompt(
     try:
         for query in iter(_next_query, ''):
             try:
-                print(results_table(searcher.search(query, top_k, **options)), '\n')
+                results = searcher.search(query, top_k, **options)
+                _suggest(searcher, query)
+                print(results_table(results), '\n')
             except InputError as error:
                 print(printable(error))
     finally:  # also after Ctrl-C
         if line_editor:
             line_editor.write_history_file(history)
         print()
+
+
+def _suggest(searcher: Searcher, query: str) -> None:
+    "Print another spelling of a query, if there is one."
+    suggestion = searcher.suggest(query)
+    if suggestion:
+        print(printable(f'Did you mean: {suggestion}?'), file=sys.stderr)
 
 
 def _next_query() -> str:
@@ -116,7 +125,7 @@ def search_command(
     "Search for products by text, by image, or by both, and print them; prompt for queries if there is none."
     query = ' '.join(args.query)
     options = dict(image_weight=args.image_weight, without=args.without, where=where, offset=args.offset,
-                   collapse=args.collapse)
+                   collapse=args.collapse, hybrid=args.words)
     paths = Paths(args.root)
     data = load_embeddings(paths.embeddings)
     read_where(options['where'], ['image', *data['dataframe'].columns])
@@ -128,6 +137,7 @@ def search_command(
     if not (args.query or args.image or args.like):
         return prompt(searcher, args.top_k, paths.root/'.search_history', **options)
     results = searcher.search(query, args.top_k, image=args.image, like=args.like, **options)
+    _suggest(searcher, query)
     if args.json:
         print(_json_text(results))
     else:

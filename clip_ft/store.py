@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from functools import cached_property
 from itertools import tee
 from lancedb.index import BTree, Bitmap, FTS, IvfSq
-from lancedb.query import FullTextOperator, MatchQuery
+from lancedb.query import MatchQuery
 from pathlib import Path
 from torch import nn
 from typing import Any
@@ -27,7 +27,7 @@ from .cleaning import as_texts
 from .core import InputError, name_disk_errors
 from .embedding import SHARD, EmbeddedImages, embed_blocks
 from .locks import stage_lock
-from .exact import first_of_each
+from .exact import RankingIndex, first_of_each
 from .views import distinct_images, image_rows, product_keys, product_table
 from .where import OWN, Condition, column_name, read_where, stored_name
 from .where import where_sql, with_scores, without_numbers
@@ -36,7 +36,7 @@ from .where import where_sql, with_scores, without_numbers
 META = b'clip_ft weights hash'  # key in the metadata of the table
 
 
-class LanceStore:
+class LanceStore(RankingIndex):
     "Products and embeddings in a LanceDB table, one row per image. Implements Index."
     def __init__(
         self,
@@ -164,20 +164,16 @@ def _best_of_products(query: Any, count: int) -> pa.Table:
             return rows.take(first[:count])
         depth *= 2
 
-
+# %% ../nbs/64_store.ipynb #df11ffcd
 @patch
-def match(self: LanceStore, text: str, top_k: int, where: dict | None = None) -> list[str]:
-    "Products whose names contain all words or, if there are none, some of the words, ranked by BM25."
+def word_scores(self: LanceStore, text: str, top_k: int, where: dict | None) -> dict[str, float]:
+    "BM25 of the names of products, as described in RankingIndex."
+    if 'display name' not in self.columns:
+        return {}
     sql = ' AND '.join(f'({part})' for part in (self._sql(where), self._mains) if part)
-    for operator in (FullTextOperator.AND, FullTextOperator.OR):
-        words = MatchQuery(text, column='display name', operator=operator)
-        query = self._filled().search(words).select(['image', '_score']).limit(top_k)
-        if sql:
-            query = query.where(sql, prefilter=True)
-        found = query.to_arrow()['image'].to_pylist()
-        if found:
-            return found
-    return []
+    query = self._filled().search(MatchQuery(text, column='display name')).select(['image', '_score']).limit(top_k)
+    found = (query.where(sql, prefilter=True) if sql else query).to_arrow()
+    return dict(zip(found['image'].to_pylist(), found['_score'].to_pylist()))
 
 # %% ../nbs/64_store.ipynb #c582016b
 @patch

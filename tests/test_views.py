@@ -211,11 +211,13 @@ def test_search_answers_with_products(project):
     for query in ('linen hat', 'product 7'):
         expected = rows.names[best_images(data['embeddings'], rows.owners, searcher.embed_query(query))].tolist()
         for top_k in (1, 5, 99):
-            assert searcher.search(query, top_k)['image'].tolist() == expected[:top_k]
-            assert searcher.search_many([query]*20, top_k)[3]['image'].tolist() == expected[:top_k]
+            assert searcher.search(query, top_k, hybrid=False)['image'].tolist() == expected[:top_k]
+            assert searcher.search_many([query]*20, top_k, hybrid=False)[3]['image'].tolist() == expected[:top_k]
             assert search_products(query, model, processor, data['embeddings'], data['image_names'],
                                    data['dataframe'], top_k)['image'].tolist() == expected[:top_k]
-        assert searcher.search(query, 4, offset=3)['image'].tolist() == expected[3:7]
+        assert searcher.search(query, 4, offset=3, hybrid=False)['image'].tolist() == expected[3:7]
+    assert searcher.search('Product 7', 1)['display name'].tolist() == ['Product 7']
+    assert searcher.search('Product 7', COUNT)['display name'].is_unique
     similar = searcher.search(like='7_2.jpg', top_k=COUNT)
     assert len(similar) == COUNT - 1 and 'Product 7' not in similar['display name'].tolist()
 
@@ -232,7 +234,7 @@ def test_a_store_keeps_to_products(project, tmp_path):
         for top_k, where in ((1, None), (5, {'category': 'Hats'}), (COUNT, None)):
             expected = exact.search(query, top_k, where=where)['image'].tolist()
             assert searcher.search(query, top_k, where=where)['image'].tolist() == expected
-    hybrid = searcher.search('product 7', COUNT, hybrid=True)
+    hybrid = searcher.search('product 7', COUNT)
     assert hybrid['display name'].is_unique and len(hybrid) == COUNT
     assert hybrid['display name'].iloc[0] == 'Product 7'
     assert store.update(model, processor, products, photos, progress=False).empty
