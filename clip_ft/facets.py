@@ -124,7 +124,7 @@ def _is_useful(self: Facets, column: str, groupings: set[bytes]) -> bool:
 @patch
 def mask(
     self: Facets,
-    where: Mapping,  # by column: list of values, or pair of least and greatest number
+    where: Mapping,  # by column: list of values, or pair of least and greatest number, None if open
     skip: str = '',  # column whose filter is ignored
 ) -> np.ndarray:  # bool [N]
     "Which products pass the filters."
@@ -144,7 +144,7 @@ def mask(
 def _passes(self: Facets, column: str, wanted: Sequence) -> np.ndarray:
     "Which products pass one filter."
     if column in self.numbers:
-        low, high = wanted
+        low, high = (end if limit is None else limit for limit, end in zip(wanted, (-np.inf, np.inf)))
         return (self.numbers[column] >= low) & (self.numbers[column] <= high)
     values = self.texts[column]
     return values.categories.isin([str(value) for value in wanted])[values.codes]
@@ -246,6 +246,17 @@ def value_text(
 
 # %% ../nbs/66_facets.ipynb #66a00027
 @patch
+def range_text(
+    self: Facets,
+    column: str,  # number column
+    wanted: Sequence,  # least and greatest number; None if open
+) -> str:  # such as from €10.00, up to €50.00, or €10.00 to €50.00
+    "A range as shoppers read it."
+    low, high = ('' if limit is None else self.value_text(column, limit) for limit in wanted)
+    return f'{low} to {high}' if low and high else f'from {low}' if low else f'up to {high}'
+
+
+@patch
 def card(
     self: Facets,
     row: Mapping,  # product
@@ -277,12 +288,12 @@ def closest_value(
 def find_values(
     values: Sequence[str],  # values in the order of the page
     typed: str,  # text that is typed
-) -> list[str]:  # those that begin with the text, then those with a word that does, then the others that contain it
+) -> list[str]:  # the text itself, then values that begin with it, that have a word that does, and that contain it
     "The values that contain a text, ignoring case."
     typed = typed.strip().casefold()
     ranks = {}
     for value in values:
         folded = value.casefold()
         if typed in folded:
-            ranks[value] = 0 if folded.startswith(typed) else 1 if f' {typed}' in folded else 2
+            ranks[value] = [folded == typed, folded.startswith(typed), f' {typed}' in folded, True].index(True)
     return sorted(ranks, key=ranks.__getitem__)

@@ -173,8 +173,7 @@ def render_query(
         chips.append(Chip(f'Like {name}', 'remove', 'like', thumbnails([query.like])[0], removable=True))
     for column, wanted in query.where.items():
         is_range = column in facets.numbers
-        values = (facets.value_text(column, value) if is_range else str(value) for value in wanted)
-        text = ' to '.join(values) if is_range else ', '.join(values)
+        text = facets.range_text(column, wanted) if is_range else ', '.join(map(str, wanted))
         chips.append(Chip(f'{column_label(column)}: {text}', 'remove', column, removable=True))
     if query.without.strip() and not query.is_empty:
         chips.append(Chip(f'not {query.without.strip()}', 'remove', 'without', removable=True))
