@@ -40,14 +40,15 @@ def records(
 ) -> list[dict[str, Any]]:  # one dict per row; None for missing values
     "The rows of a table as values of JSON."
     columns = [str(name) for name in table]
-    values = [[_plain(value) for value in table.iloc[:, place].tolist()] for place in range(len(columns))]
-    return [dict(zip(columns, row)) for row in zip(*values)]
+    return [dict(zip(columns, map(_plain, row))) for row in table.to_numpy(object).tolist()]
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if np.isfinite(value) else None
-    return value if value is None or isinstance(value, (str, int)) else str(value)
+    if value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, (float, np.floating)):
+        return float(value) if np.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else str(value)
 
 # %% ../nbs/83_answers.ipynb #83a00010
 class Answers:

@@ -340,6 +340,8 @@ def serve_parser() -> ArgumentParser:
     "The options of clip_ft_serve."
     parser = command_parser('Serve the search to other programs, as JSON over HTTP or as an MCP server.')
     add = parser.add_argument
+    add('--mcp', action='store_true', help='serve an assistant through standard input and output, by the Model Context '
+        'Protocol, instead of HTTP')
     add('--host', default='127.0.0.1', metavar='ADDRESS',
         help='address to listen at; with any other than that of this computer, an API key is required')
     add('--port', type=_port, default=8000, metavar='N', help='port to listen on')

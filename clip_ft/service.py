@@ -57,21 +57,30 @@ class ImageFiles:
         headers = {'ETag': tag, 'Cache-Control': 'private, max-age=3600', 'Last-Modified': formatdate(about.st_mtime)}
         if tag in known:
             return Response(status_code=304, headers=headers)
-        async with self.threads:
-            if size is None:
+        if size is None:
+            async with self.threads:
                 kind = await asyncio.to_thread(image_type, path)
-                return FileResponse(path, headers=headers, media_type=kind)
-            data = self.thumbnails.get((path, tag))
-            if data is None:
-                data = await asyncio.to_thread(_thumbnail, path, size)
-                self._add((path, tag), data)
-        return Response(data, headers=headers, media_type='image/jpeg')
+            return FileResponse(path, headers=headers, media_type=kind)
+        return Response(await self.thumbnail(path, size), headers=headers, media_type='image/jpeg')
 
-    def _add(self, name: tuple, data: bytes) -> None:
-        self.thumbnails[name] = data
-        self.kept += len(data)
-        while self.kept > self.keep:
-            self.kept -= len(self.thumbnails.popitem(last=False)[1])
+    async def thumbnail(
+        self,
+        path: str,  # file of an image
+        size: int,  # largest edge, in pixels
+    ) -> bytes:  # contents of a JPEG file
+        "A thumbnail, made or kept. Raises Refused if the file is not an image."
+        about = os.stat(path)
+        name = path, size, about.st_mtime_ns, about.st_size
+        if name not in self.thumbnails:
+            async with self.threads:
+                data = await asyncio.to_thread(_thumbnail, path, size)
+            self.kept += len(data) - len(self.thumbnails.pop(name, b''))
+            self.thumbnails[name] = data
+            while self.kept > self.keep:
+                self.kept -= len(self.thumbnails.popitem(last=False)[1])
+            return data
+        self.thumbnails.move_to_end(name)
+        return self.thumbnails[name]
 
 # %% ../nbs/87_service.ipynb #87a00007
 def image_type(

@@ -339,9 +339,11 @@ def keep_original(
     names: Iterable[str],  # names of the columns
 ) -> pd.DataFrame:  # the table, in which no column has one of these names
     "Rename the columns that would be overwritten to 'original ...'."
+    names, renamed = set(names), {}
+    if names.isdisjoint(table.columns):
+        return table.copy(deep=False)  # faster than to rename nothing, which every search would do
     taken = {*table.columns, *names}
-    renamed = {}
-    for name in table.columns.intersection(list(names)):
+    for name in [name for name in table.columns if name in names]:
         original = f'original {name}'
         while original in taken:
             original = f'original {original}'

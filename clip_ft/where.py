@@ -185,6 +185,8 @@ def leading_first(
 ) -> pd.DataFrame:  # the columns of LEADING, then the others in their order
     "Order the columns as results show them."
     leading = [column for column in LEADING if column in table]
+    if list(table)[:len(leading)] == leading:
+        return table.copy(deep=False)
     return table[leading + [column for column in table if column not in leading]]
 
 
@@ -193,8 +195,9 @@ def with_scores(
     scores: np.ndarray,  # cosine similarity of each product with the query
 ) -> pd.DataFrame:  # image, display name, category, clip_score (100 * cosine), other columns
     "Add the scores to the products, as a table of results."
-    found = keep_original(products.reset_index(drop=True), ['clip_score']).assign(clip_score=100 * scores)
-    return leading_first(found)
+    found = leading_first(keep_original(products.reset_index(drop=True), ['clip_score']))
+    found.insert(sum(column in found for column in LEADING), 'clip_score', 100 * scores)
+    return found
 
 # %% ../nbs/61_where.ipynb #a44b16bd
 OWN = ('vector', 'digest')  # columns of the store that are not columns of the catalogue
