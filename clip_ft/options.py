@@ -248,11 +248,23 @@ def export_parser() -> ArgumentParser:
     return parser
 
 # %% ../nbs/90_options.ipynb #68a00024
+def _share(text: str) -> float | None:
+    "Parse a share; None for auto."
+    if text == 'auto':
+        return None
+    value = _number(text)
+    if not 0 <= value <= 1:
+        raise ArgumentTypeError('must be auto or a number from 0 to 1')
+    return value
+
+
 def embed_parser() -> ArgumentParser:
     "The options of clip_ft_embed."
     parser = command_parser('Embed the images of all products for search. The same command resumes an interrupted run.')
     _add_model(parser, 'model to embed with')
     parser.add_argument('--float16', action='store_true', help='store 16-bit embeddings, which halves the file')
+    parser.add_argument('--text-share', type=_share, default=0., metavar='NUMBER',
+        help='share of the texts of a product in its embeddings, from 0 to 1; auto chooses it on validation queries')
     return parser
 
 # %% ../nbs/90_options.ipynb #68a00026
