@@ -333,6 +333,7 @@ def app_parser() -> ArgumentParser:
     add('--host', type=_host_name, action='append', default=[], metavar='NAME',
         help='name under which visitors reach the server; repeat it for several names')
     add('--visitors', type=non_negative_int, default=40, metavar='N', help='maximum number of open pages')
+    add('--title', metavar='TEXT', help='name of the browser tab; by default the name of the folder')
     add('--compare', action='store_true', help='show the results before and after fine-tuning side by side')
     return parser
 

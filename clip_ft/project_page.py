@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'MAX_ADDRESS', 'MAX_TEXT', 'image_key', 'to_address', 'from_address', 'ignored_notice', 'connect_address',
-           'missing_page', 'search_page']
+           'missing_page', 'search_page', 'show_first']
 
 # %% ../nbs/78_project_page.ipynb #d4055b3e
 import hashlib
@@ -12,6 +12,7 @@ import ipywidgets as widgets
 import math
 import os
 from collections.abc import Sequence
+from IPython.display import HTML, display
 from markupsafe import Markup
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
@@ -20,6 +21,7 @@ from .cards import Pane, chip_row, message
 from .core import InputError
 from .facets import Facets
 from .page import Query, load_before, load_project, sort_orders
+from .rendering import render_template, static_file
 from .results import error_text
 from .widget import SearchWidget
 
@@ -192,3 +194,23 @@ def search_page(
     if public:
         connect_address(page, os.environ.get('QUERY_STRING', ''))
     return page
+
+
+def show_first(
+    page: widgets.DOMWidget,  # from search_page
+) -> None:
+    "Display the results of a page as plain HTML, which the page replaces when its scripts have been loaded."
+    if not isinstance(page, SearchWidget):
+        return
+    pairs = parse_qsl(to_address(page.shown))
+    display(HTML(render_template(
+        'first.html',
+        style=Markup(static_file('page.css').read_text(encoding='utf-8')),
+        query=page.query.value,
+        prompt=page.query.placeholder,
+        others=[(name, value) for name, value in pairs if name != 'q'],
+        wait='Loading the filters …',
+        status=page.pane.status,
+        results=page.results_html,
+    )))
+    page.pane.html = ''  # the script takes the results from the HTML

@@ -127,8 +127,8 @@ def large_upload(
     size: str,  # size of the file, in MB
 ) -> Markup:  # HTML
     "A message about an uploaded file that is too large."
-    text = (f'The file has {size} MB; at most {MAX_UPLOAD/1e6:g} MB are possible. '
-            'Save it smaller, such as at 2,000 pixels.')
+    text = (f'The file has {size} MB; at most {MAX_UPLOAD/1e6:g} MB are possible, since your browser cannot read it. '
+            'Save it as JPEG and upload that.')
     return message('This upload is too large', text, [START_AGAIN])
 
 # %% ../nbs/73_results.ipynb #73e00017

@@ -17,9 +17,51 @@ function download(name, data) {
   setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
 
+const LARGE = 1e6; // bytes; larger images are shrunk before they travel
+const LONGEST = 1600; // pixels, more than the model looks at
+
+async function shrink(file) { // the file, or a smaller copy if the browser can read it
+  if (file.size <= LARGE) return file;
+  try {
+    const image = await createImageBitmap(file, { imageOrientation: 'from-image' }); // upright, as the camera was held
+    const scale = Math.min(1, LONGEST / Math.max(image.width, image.height));
+    const size = { width: Math.max(1, image.width * scale), height: Math.max(1, image.height * scale) };
+    const canvas = Object.assign(document.createElement('canvas'), size);
+    const context = canvas.getContext('2d');
+    context.fillStyle = '#fff'; // behind transparent pixels
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.drawImage(image, 0, 0, canvas.width, canvas.height);
+    image.close();
+    const small = await new Promise(done => canvas.toBlob(done, 'image/jpeg', .92));
+    return small && small.size < file.size ? small : file;
+  } catch {
+    return file; // such as HEIC; Python may be able to read it
+  }
+}
+
 function setAddress(query, replace) { // the address of JupyterLab belongs to JupyterLab
   if (!document.body.dataset.voila || location.search.slice(1) === query) return;
   history[replace ? 'replaceState' : 'pushState'](null, '', query ? `?${query}` : location.pathname);
+}
+
+function takeOver(el, send) { // replaces the first results, which are part of the HTML, by the page
+  const first = document.getElementById('cf-first');
+  if (!first) return;
+  const box = el.closest('.cf-page')?.querySelector('.cf-query input');
+  if (!box) return void requestAnimationFrame(() => takeOver(el, send)); // the page is not complete
+  const typed = first.querySelector('input[name=q]');
+  const hasFocus = document.activeElement === typed;
+  first.remove();
+  window.display_cells();
+  if (box.value !== typed.value) {
+    box.value = typed.value;
+    box.dispatchEvent(new Event('input', { bubbles: true }));
+  }
+  if (hasFocus) {
+    box.focus();
+    box.setSelectionRange(typed.selectionStart, typed.selectionEnd);
+  }
+  if (window.cf_click) send({ action: window.cf_click.action, value: window.cf_click.value });
 }
 
 function render({ model, el }) {
@@ -30,7 +72,9 @@ function render({ model, el }) {
   const page = () => el.closest('.cf-page') ?? el;
 
   const draw = () => {
-    body.innerHTML = model.get('html');
+    const first = document.querySelector('#cf-first .cf-body');
+    if (first && !model.get('html')) body.replaceChildren(...first.childNodes);
+    else body.innerHTML = model.get('html');
     status.textContent = model.get('status');
   };
 
@@ -65,11 +109,12 @@ function render({ model, el }) {
     const file = chooser.files[0];
     if (!file) return;
     chooser.value = ''; // the same file can be chosen again
+    const small = await shrink(file);
     ping();
-    if (file.size > model.get('max_upload')) {
+    if (small.size > model.get('max_upload')) {
       model.send({ action: 'too_large', value: (file.size / 1e6).toFixed(1) });
     } else {
-      model.send({ action: 'upload' }, undefined, [await file.arrayBuffer()]);
+      model.send({ action: 'upload' }, undefined, [await small.arrayBuffer()]);
     }
   };
   const onUploadButton = event => {
@@ -130,6 +175,7 @@ function render({ model, el }) {
     for (const each of toggles()) each.setAttribute('aria-expanded', 'false');
   });
   draw();
+  takeOver(el, action => { ping(); model.send(action); });
 
   return () => listeners.abort();
 }
