@@ -19,6 +19,7 @@ from typing import Any
 from .core import InputError
 from .facets import Facets
 from .images import IMAGE_FORMATS, image_problem
+from .match_scale import match_note
 from .query_batches import QueryEncoder
 from .search import Searcher
 from .service_requests import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, Refused
@@ -73,8 +74,12 @@ class Answers:
         if image is not None:
             check_upload(image)
         options = dict(query) | dict(where=self.conditions(query.get('where') or {}))
+        options['hybrid'] = options.pop('words', True)
         found = self.searcher.search(**options, image=image)
-        return json_bytes(dict(offset=query.get('offset', 0), products=records(found)))
+        answer = dict(offset=options.get('offset', 0), products=records(found), note=match_note(found))
+        if options.get('query') and not answer['offset']:
+            answer['suggestion'] = self.searcher.suggest(options['query'])
+        return json_bytes(answer)
 
     def product(
         self,

@@ -114,7 +114,7 @@ def search_app(
             async with live:
                 yield
     app = FastAPI(title='clip_ft', version='1', description='Search a catalogue by text and by image.',
-                  lifespan=lifespan, docs_url=None, redoc_url=None)
+                  lifespan=lifespan, docs_url=None, redoc_url=None, strict_content_type=False)
     for kind, handler in ((RequestValidationError, _invalid), (HTTPException, _http_error), (InputError, _refused)):
         app.add_exception_handler(kind, handler)
     _add_searches(app, live)

@@ -87,6 +87,7 @@ class SearchOptions(BaseModel):
                                 description='Weight of the image in a query by text and image')
     top_k: int = Field(24, ge=1, le=MAX_RESULTS, description='Number of products')
     offset: int = Field(0, ge=0, le=MAX_OFFSET, description='Number of best products to skip')
+    words: bool = Field(True, description='Rank by the words of the products too, not only by their images')
     collapse: bool = Field(False, description='Show only one of several near-identical products')
 
     @field_validator('query', 'like', 'without')
