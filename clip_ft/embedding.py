@@ -34,7 +34,9 @@ from clip_ft.core import (
 )
 from .data import catalogue_folder, image_folder, load_split
 from .dataset import ResizeSpec, read_pixels
-from .embeddings_file import EmbeddedBefore, embedded_before, load_embeddings, save_embeddings, scale_about
+from clip_ft.embeddings_file import (
+    EmbeddedBefore, embedded_before, load_embeddings, save_embeddings, scale_about, scale_path,
+)
 from .encode import embed_images, embed_texts
 from .fast import InferenceModel
 from .images import ImageError, image_problem, read_image_file
@@ -42,13 +44,14 @@ from .learned import validation_split
 from .locks import stage_lock
 from .archives import open_arrays
 from .inputs import embedding_size
-from .match_fit import fit_match_scale, load_scale, save_scale, scale_path
+from .match_fit import fit_match_scale, load_scale, save_scale
 from .model import load_model, model_device, open_device
 from .record import DAMAGED
 from .settings import TrainConfig
 from .splits import describe_age
 from .tables import without_formulas
 from .views import image_table, product_keys, with_images_left
+from .words import WordIndex
 
 # %% ../nbs/60_embedding.ipynb #cfd7a624
 def read_image(
@@ -285,7 +288,8 @@ def learn_matches(
     rows = unseen if len(unseen) >= 20 else np.arange(len(products))
     vectors = data['embeddings'][first].astype(np.float32)
     inference = InferenceModel.of(model)
-    scale = fit_match_scale(vectors, products, rows, lambda texts: embed_texts(inference, processor, texts), about)
+    scale = fit_match_scale(vectors, products, rows, lambda texts: embed_texts(inference, processor, texts),
+                            WordIndex(products).scores, about)
     save_scale(scale_path(path), scale)
     return True
 
