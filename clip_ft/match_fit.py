@@ -58,7 +58,7 @@ def _colour_queries(products: pd.DataFrame, table: pd.DataFrame, rng: np.random.
     "Pairs of colour and category that at least three products have."
     column = next((name for name in ATTRIBUTES['colour'] if name in products), None)
     if column is None:
-        return table[:0]
+        return table[:0].assign(colour='', source='')
     pairs = table.assign(colour=as_texts(products[column]))
     pairs = pairs[pairs['colour'].isin(column_values(products, column))]
     pairs = pairs.value_counts(['colour', 'category']).loc[lambda count: count >= 3].reset_index()
