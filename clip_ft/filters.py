@@ -16,6 +16,7 @@ from traitlets.utils.bunch import Bunch
 
 from .cards import column_label
 from .facets import Facets, closest, find_values
+from .languages import number, phrase
 
 # %% ../nbs/71_filters.ipynb #05bbbbbb
 class FacetBox(widgets.VBox):
@@ -40,13 +41,13 @@ class FacetBox(widgets.VBox):
 
         title = column_label(column)
         self.heading = widgets.ToggleButton(
-            value=not collapsed, description=title, tooltip=f'Show or hide the filter {title}')
-        self.find = widgets.Text(placeholder=f'Find {title.lower()}')
+            value=not collapsed, description=title, tooltip=phrase('facet.hint', column=title))
+        self.find = widgets.Text(placeholder=phrase('facet.find', column=title.lower()))
         self.ticks = widgets.VBox().add_class('cf-ticks')
         self.numbers = widgets.HTML().add_class('cf-counts')
         self.rows = widgets.HBox([self.ticks, self.numbers])
         self.hint = widgets.HTML().add_class('cf-hint')
-        self.more = widgets.Button(tooltip='Show more or fewer values').add_class('cf-plain')
+        self.more = widgets.Button(tooltip=phrase('facet.more.hint')).add_class('cf-plain')
         self.body = widgets.VBox()
         super().__init__([self.heading.add_class('cf-head'), self.body])
         self.add_class('cf-facet')
@@ -90,10 +91,10 @@ def refresh(self: FacetBox, _change: dict | None = None) -> None:
     limit = self.many if self.expanded or typed else self.few
     shown = names[:max(limit, len(self.chosen))]
     self._fill_boxes(shown)
-    self.numbers.value = ''.join(f'<div>{self.counts.get(o, 0):,}</div>' for o in shown)
+    self.numbers.value = ''.join(f'<div>{number(self.counts.get(o, 0))}</div>' for o in shown)
 
     hidden = min(self.many, len(names)) - len(shown)
-    self.more.description = 'Show fewer' if self.expanded else f'Show {hidden} more'
+    self.more.description = phrase('facet.fewer') if self.expanded else phrase('facet.more', n=hidden)
     has_find = len(self.counts) > self.few + 3
     has_more = not typed and (self.expanded or hidden > 0)
     parts = {self.find: has_find, self.rows: True, self.more: has_more, self.hint: bool(self.hint.value)}
@@ -104,10 +105,9 @@ def refresh(self: FacetBox, _change: dict | None = None) -> None:
 def _hint(self: FacetBox, typed: str, found: int, likely: Sequence[str]) -> str:
     "What to do if a typed text fits no value, or if there are too many values."
     if typed and not found:
-        advice = f': did you mean {likely[0]}?' if likely else '.'
-        return f'No value contains “{typed}”{advice}'
+        return phrase('facet.likely', typed=typed, value=likely[0]) if likely else phrase('facet.none', typed=typed)
     hidden = found - self.many
-    return f'{hidden:,} more: type some letters.' if hidden > 0 and (typed or self.expanded) else ''
+    return phrase('facet.hidden', n=hidden) if hidden > 0 and (typed or self.expanded) else ''
 
 # %% ../nbs/71_filters.ipynb #71f00007
 def _no_maths(text: str) -> str:  # HTML
@@ -129,7 +129,7 @@ def _fill_boxes(self: FacetBox, names: Sequence[str]) -> None:
             box.value = name in self.chosen
             box.description_allow_html = bool(re.search(r'[$\\]', name))  # otherwise typeset as mathematics
             box.description = _no_maths(name) if box.description_allow_html else name
-            box.tooltip = f'{name}: {self.counts.get(name, 0):,} products'
+            box.tooltip = phrase('facet.count', value=name, n=self.counts.get(name, 0))
     self.updating = False
     _set_children(self.ticks, self.boxes[:len(names)])
 
@@ -177,7 +177,7 @@ class RangeBox(widgets.VBox):
         self.heading = widgets.HTML(Markup('<b>{}</b>').format(title))
         self.readout = widgets.HTML().add_class('cf-range')
         self.slider = widgets.IntRangeSlider(
-            min=0, max=last, value=(0, last), readout=False, tooltip=f'Range of {title}')
+            min=0, max=last, value=(0, last), readout=False, tooltip=phrase('facet.range', column=title))
         super().__init__([self.heading, self.readout, self.slider])
         self.add_class('cf-facet')
         self.slider.observe(self.notify, 'value')

@@ -334,6 +334,8 @@ def app_parser() -> ArgumentParser:
         help='name under which visitors reach the server; repeat it for several names')
     add('--visitors', type=non_negative_int, default=40, metavar='N', help='maximum number of open pages')
     add('--title', metavar='TEXT', help='name of the browser tab; by default the name of the folder')
+    add('--language', default='', choices=('en', 'ru'), metavar='CODE',
+        help='language of the page, en or ru; by default that of each visitor\'s browser')
     add('--compare', action='store_true', help='show the results before and after fine-tuning side by side')
     return parser
 

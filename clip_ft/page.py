@@ -24,6 +24,7 @@ from .cards import column_label
 from .checkpoints import weights_hash
 from .core import InputError, Paths
 from .facets import Facets
+from .languages import phrase
 from .search import Searcher, before_searcher
 from .views import product_keys
 
@@ -40,6 +41,7 @@ class Query:
     top_k: int = 24                           # number of products
     sort: str = 'best'                        # best, name, or a column of numbers followed by up or down
     collapse: bool = False                    # show one of several near-identical products
+    words: bool = True                        # rank by the words of the products, too
 
     @property
     def is_empty(self) -> bool:  # filters alone are an empty query
@@ -159,10 +161,10 @@ def sort_orders(
     facets: Facets,  # columns of the catalogue
 ) -> list:  # pairs of label and value of Query.sort
     "The orders in which a page can show its products."
-    orders = [('Best match', 'best'), ('Name, A to Z', 'name')]
+    orders = [(phrase('sort.best'), 'best'), (phrase('sort.name'), 'name')]
     for column in facets.numbers:
         label = column_label(column)
-        orders += [(f'{label}, low to high', f'{column} up'), (f'{label}, high to low', f'{column} down')]
+        orders += [(phrase(f'sort.{way}', column=label), f'{column} {way}') for way in ('up', 'down')]
     return orders
 
 
@@ -196,6 +198,7 @@ def find_products(
             without=query.without.strip(),
             where=facets.conditions(query.where) or None,
             collapse=query.collapse,
+            hybrid=query.words,
         )
     return _sort(found, query.sort)
 
@@ -220,7 +223,7 @@ def position_changes(
     for position, (name, key) in enumerate(zip(after['image'], product_keys(after))):
         rise = old_positions.get(key, position) - position
         if key not in old_positions:
-            notes[name] = 'new'
+            notes[name] = phrase('new')
         elif rise:
             notes[name] = f'↑ {rise}' if rise > 0 else f'↓ {-rise}'
     return notes

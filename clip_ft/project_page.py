@@ -12,21 +12,23 @@ import ipywidgets as widgets
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from IPython.display import HTML, display
 from markupsafe import Markup
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
-from .cards import Pane, chip_row, message
+from .cards import Chip, Pane, chip_row, message
 from .core import InputError
-from .facets import Facets
+from .facets import Facets, closest_value
+from .languages import choose_language, phrase, set_language
 from .page import Query, load_before, load_project, sort_orders
 from .rendering import render_template, static_file
 from .results import error_text
 from .widget import SearchWidget
 
 # %% ../nbs/78_project_page.ipynb #1c684dec
-SETTINGS = ('q', 'not', 'like', 'image', 'weight', 'show', 'sort', 'distinct')  # names that are no filters
+SETTINGS = ('q', 'not', 'like', 'image', 'weight', 'show', 'sort', 'distinct', 'words')  # names that are no filters
 
 
 def _key(column: str) -> str:
@@ -56,10 +58,11 @@ def to_address(
         values['sort'] = query.sort
     if query.collapse:
         values['distinct'] = '1'
+    if not query.words:
+        values['words'] = '0'
     pairs = [(name, value) for name, value in values.items() if value]
     for column, wanted in query.where.items():
-        is_range = isinstance(wanted, tuple)
-        texts = ['{:g}..{:g}'.format(*wanted)] if is_range else wanted
+        texts = ['..'.join('' if end is None else repr(end) for end in wanted)] if isinstance(wanted, tuple) else wanted
         pairs += [(_key(column), text) for text in texts]
     return urlencode(pairs)
 
@@ -90,6 +93,8 @@ def _setting(name: str, text: str, facets: Facets) -> dict:
         return dict(sort=text)
     if name == 'distinct':
         return dict(collapse=text == '1')
+    if name == 'words':
+        return dict(words=text != '0')
     raise ValueError(text)
 
 
@@ -98,7 +103,9 @@ def _filter(column: str, text: str, facets: Facets) -> list | tuple:
     if column in facets.texts and text in facets.texts[column].categories:
         return [text]
     if column in facets.numbers:
-        low, high = (_number(o, -math.inf, math.inf) for o in text.split('..'))
+        low, high = (_number(end, -math.inf, math.inf) if end else None for end in text.split('..'))
+        if low is high is None:
+            raise ValueError(text)
         return low, high
     raise ValueError(text)
 
@@ -132,13 +139,21 @@ def from_address(
 # %% ../nbs/78_project_page.ipynb #edc63cb0
 def ignored_notice(
     ignored: Sequence[str],  # parts of an address
+    query: Query,  # query of the other parts
+    facets: Facets,  # columns of the catalogue
 ) -> Markup:  # HTML; empty if there are none
-    "Say which parts of an address were ignored."
+    "Say which parts of an address were ignored, and offer the value that was probably meant."
     if not ignored:
         return Markup('')
     if any(part.startswith('image=') for part in ignored):
-        return chip_row([], 'The image of this search is not part of its address: upload it again.')
-    return chip_row([], f'Parts of the address do not fit this catalogue and were ignored: {", ".join(ignored)}')
+        return chip_row([], phrase('address.image'))
+    for part in ignored:
+        column, _, value = part.removeprefix('filter.').partition('=')
+        likely = closest_value(facets, column, value)
+        if likely:
+            meant = replace(query, where={**query.where, column: [likely]})
+            return chip_row([Chip(likely, 'address', to_address(meant))], phrase('address.likely', value=value))
+    return chip_row([], phrase('address.ignored', parts=', '.join(ignored)))
 
 
 def connect_address(
@@ -151,7 +166,7 @@ def connect_address(
         if known:
             return page.set_query(known[-1])
         query, ignored = from_address(address, page.facets)
-        page.notice = ignored_notice(ignored)
+        page.notice = ignored_notice(ignored, query, page.facets)
         page.set_query(query)
 
     def report(query: Query) -> None:
@@ -170,11 +185,9 @@ def missing_page(
     public: bool = False,  # whether the page has visitors
 ) -> widgets.DOMWidget:  # page without a search box
     "A page that says what is missing before a project can be searched."
-    root_option = '' if public else f' with --root {root}'
-    text = (
-        f'{error_text(error, public)} In a clone, "make demo" prepares a catalogue to try; for your own, run '
-        f'clip_ft_get_data, clip_ft_preprocess, clip_ft_train and clip_ft_embed{root_option}.')
-    pane = Pane(html=message('There is nothing to search here yet', text))
+    options = '' if public else phrase('missing.root', root=root)
+    text = phrase('missing.advice', problem=error_text(error, public), options=options)
+    pane = Pane(html=message(phrase('missing'), text))
     return widgets.VBox([pane]).add_class('cf-page')
 
 
@@ -182,9 +195,11 @@ def search_page(
     root: str | Path = '.',  # folder of the project
     device: str | None = None,  # device of the model; None chooses the fastest
     compare: bool = False,  # whether to show the results before and after fine-tuning side by side
+    language: str = '',  # such as ru; empty for the language of the visitor's browser, in a notebook English
 ) -> widgets.DOMWidget:  # search page, or a message that says what is missing
     "The search page of a project. Public if Voila serves it."
     public = os.environ.get('SERVER_SOFTWARE', '').startswith('voila')
+    set_language(language or choose_language(os.environ.get('HTTP_ACCEPT_LANGUAGE', '')))
     try:
         searcher, facets = load_project(root, device)
         before = load_before(root, device) if compare else None
@@ -209,7 +224,7 @@ def show_first(
         query=page.query.value,
         prompt=page.query.placeholder,
         others=[(name, value) for name, value in pairs if name != 'q'],
-        wait='Loading the filters …',
+        wait=phrase('filters.loading'),
         status=page.pane.status,
         results=page.results_html,
     )))

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from .cards import MAX_UPLOAD
 from .core import InputError
+from .languages import languages, texts_of
 from .kernels import end_warm_process, start_warm_process, write_kernel_spec
 
 # %% ../nbs/76_serve.ipynb #76a00007
@@ -31,6 +32,7 @@ def write_site(
     kernel: str,  # name of the kernel
     title: str = 'Search',  # name of the browser tab
     compare: bool = False,  # whether to show the results before and after fine-tuning side by side
+    language: str = '',  # of the page; empty for the language of each visitor's browser
 ) -> Path:  # notebook
     "Write the notebook and the template that Voila serves."
     folder = Path(folder)
@@ -38,11 +40,12 @@ def write_site(
     template.mkdir(parents=True)
     shutil.copy(str(files('clip_ft')/'templates'/'served.html'), template/'index.html.j2')
     (template/'conf.json').write_text('{"base_template": "lab"}')
-    call = f"search_page(os.environ['CLIP_FT_ROOT'], 'cpu', compare={compare})"
+    call = f"search_page(os.environ['CLIP_FT_ROOT'], 'cpu', compare={compare}, language={language!r})"
     code = f'import os\nfrom clip_ft.project_page import search_page, show_first\npage = {call}\nshow_first(page)\npage'
     cell: dict = dict(cell_type='code', id='page', metadata={}, source=code, outputs=[], execution_count=None)
     spec = dict(name=kernel, display_name='clip_ft', language='python')
-    metadata = dict(kernelspec=spec, title=title, clip_ft=dict(loading='Loading the products …'))
+    loading = {code: texts_of(code)['loading'] for code in languages()}
+    metadata = dict(kernelspec=spec, title=title, clip_ft=dict(language=language, loading=loading))
     notebook = folder/'site'/'search.ipynb'
     notebook.parent.mkdir()
     notebook.write_text(json.dumps(dict(cells=[cell], metadata=metadata, nbformat=4, nbformat_minor=5)))
@@ -83,7 +86,8 @@ def server_config(
         websocket_ping_timeout=20,
     )
     config.VoilaConfiguration.update(
-        template='clip_ft', allow_template_override='NO', allow_theme_override='NO', show_tracebacks=False,
+        template='clip_ft', http_header_envs=['accept-language'], allow_template_override='NO',
+        allow_theme_override='NO', show_tracebacks=False,
         file_allowlist=[], extension_allowlist=EXTENSIONS, prelaunch_hook=_admit(visitors))
     config.VoilaExecutor.cell_error_instruction = 'The operator finds the reason in the log of the server.'
     config.MappingKernelManager.update(cull_idle_timeout=IDLE, cull_interval=10, cull_connected=False, cull_busy=True)
@@ -138,7 +142,7 @@ def _serve(folder: Path, args: Namespace, config: Config, settings: list[str]) -
     except InputError as error:
         print(f'Each visitor gets a model of its own: {error}', flush=True)
     try:
-        notebook = write_site(folder, kernel, args.title or shop_title(root), args.compare)
+        notebook = write_site(folder, kernel, args.title or shop_title(root), args.compare, args.language)
         scripts: dict = {}
         config.VoilaConfiguration.page_config_hook = lambda page, **_: page | dict(scripts=list(scripts))
         _server(scripts).launch_instance([*settings, str(notebook)], config=config)

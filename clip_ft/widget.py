@@ -20,6 +20,7 @@ from .cards import MAX_UPLOAD, Chip, Pane, Thumbnails, chip_row
 from .core import InputError
 from .facets import Facets
 from .filters import Filters
+from .languages import phrase
 from .page import Debouncer, Query, QueryHistory, example_queries, find_products, sort_orders
 from .rendering import thumbnail
 from .results import error_message, error_text, export_files, large_upload, product_details
@@ -77,26 +78,26 @@ class SearchWidget(widgets.VBox):
         super().close()
 
 # %% ../nbs/74_widget.ipynb #a4f5330a
-SKIP = '<a class="cf-skip" href="#results">Skip to the results</a>'
+SKIP = Markup('<a class="cf-skip" href="#results">{}</a>')
 
 
 @patch
 def _make_search_bar(self: SearchWidget) -> None:
     "The widgets of the search bar."
-    self.query = widgets.Text(placeholder='What are you looking for?', tooltip='What are you looking for?')
+    self.query = widgets.Text(placeholder=phrase('query'), tooltip=phrase('query'))
     self.upload = widgets.FileUpload(
-        accept='image/*', description='Search by image', icon='camera', tooltip='Search by your own image')
-    self.show_filters = widgets.Button(description='Filters', tooltip='Show or hide the filters')
-    self.show_tools = widgets.Button(description='Tools', tooltip='Show or hide order, export and other tools')
+        accept='image/*', description=phrase('upload'), icon='camera', tooltip=phrase('upload'))
+    self.show_filters = widgets.Button(description=phrase('filters'), tooltip=phrase('filters.hint'))
+    self.show_tools = widgets.Button(description=phrase('tools'), tooltip=phrase('tools.hint'))
     for button, name in ((self.show_filters, 'filters'), (self.show_tools, 'tools')):
         button.add_class('cf-toggle').add_class(f'cf-toggle-{name}')
-    before, after = (widgets.HTML(SKIP).add_class('cf-skips') for _ in range(2))
+    before, after = (widgets.HTML(SKIP.format(phrase('skip'))).add_class('cf-skips') for _ in range(2))
     self.bar = widgets.HBox([
         before, self.query.add_class('cf-query'), after, self.upload, self.show_filters, self.show_tools])
 
     self.image_weight = widgets.FloatSlider(
-        value=.5, min=0, max=1, step=.05, readout=False, continuous_update=False, tooltip='Weight of text and image')
-    text_label, image_label = (widgets.Label(o).add_class('cf-label') for o in ('Text', 'Image'))
+        value=.5, min=0, max=1, step=.05, readout=False, continuous_update=False, tooltip=phrase('mix.hint'))
+    text_label, image_label = (widgets.Label(phrase(f'mix.{o}')).add_class('cf-label') for o in ('text', 'image'))
     self.mix = widgets.HBox([text_label, self.image_weight.add_class('cf-mix'), image_label])
     for row in (self.bar, self.mix):
         row.add_class('cf-row')
@@ -105,46 +106,47 @@ def _make_search_bar(self: SearchWidget) -> None:
 @patch
 def _make_tools(self: SearchWidget, top_k: int) -> None:
     "The widgets above the results."
-    self.back = widgets.Button(icon='arrow-left', tooltip='Previous query', disabled=True)
-    self.forward = widgets.Button(icon='arrow-right', tooltip='Next query', disabled=True)
+    self.back = widgets.Button(icon='arrow-left', tooltip=phrase('back'), disabled=True)
+    self.forward = widgets.Button(icon='arrow-right', tooltip=phrase('forward'), disabled=True)
     for button in (self.back, self.forward):
         button.add_class('cf-round')
-    self.without = widgets.Text(placeholder='but not …', tooltip='Avoid products that match this text')
-    self.sort = widgets.Dropdown(options=sort_orders(self.facets), tooltip='Order of the products')
-    numbers = [(f'Show {n}', n) for n in sorted({12, 24, 48, 96, top_k})]
-    self.top_k = widgets.Dropdown(options=numbers, value=top_k, tooltip='Number of products')
+    self.without = widgets.Text(placeholder=phrase('without'), tooltip=phrase('without.hint'))
+    self.sort = widgets.Dropdown(options=sort_orders(self.facets), tooltip=phrase('sort.hint'))
+    numbers = [(phrase('show', n=n), n) for n in sorted({12, 24, 48, 96, top_k})]
+    self.top_k = widgets.Dropdown(options=numbers, value=top_k, tooltip=phrase('show.hint'))
     self.collapse = widgets.ToggleButton(
-        description='Hide look-alikes', tooltip='Show only one of several near-identical products')
+        description=phrase('distinct'), tooltip=phrase('distinct.hint'))
+    self.words = widgets.ToggleButton(value=True, description=phrase('words'), tooltip=phrase('words.hint'))
     self.compare = widgets.ToggleButton(
-        description='Compare models', value=self.before is not None,
-        tooltip='Results before and after fine-tuning, side by side')
-    self.csv = widgets.Button(description='CSV', tooltip='Save these results as a table')
-    self.contact_sheet = widgets.Button(description='Contact sheet', tooltip='Save these results as one image')
+        description=phrase('compare'), value=self.before is not None,
+        tooltip=phrase('compare.hint'))
+    self.csv = widgets.Button(description=phrase('csv'), tooltip=phrase('csv.hint'))
+    self.contact_sheet = widgets.Button(description=phrase('sheet'), tooltip=phrase('sheet.hint'))
     compare = [self.compare] if self.before else []
     self.tools = widgets.HBox([
-        self.back, self.forward, self.without.add_class('cf-not'), self.sort, self.top_k, self.collapse, *compare,
-        self.csv, self.contact_sheet])
+        self.back, self.forward, self.without.add_class('cf-not'), self.sort, self.top_k, self.words, self.collapse,
+        *compare, self.csv, self.contact_sheet])
     self.tools.add_class('cf-row').add_class('cf-tools')
 
 # %% ../nbs/74_widget.ipynb #bcd143ac
-def _panel(title: str, content: widgets.Widget) -> widgets.VBox:
+def _panel(name: str, content: widgets.Widget) -> widgets.VBox:
     "A part of the page that a narrow page hides until its button is pressed."
-    heading = widgets.HTML(Markup('<b>{}</b>').format(title))
-    close = widgets.Button(description='×', tooltip=f'Close {title.lower()}').add_class('cf-shut')
+    heading = widgets.HTML(Markup('<b>{}</b>').format(phrase(name)))
+    close = widgets.Button(description='×', tooltip=phrase(f'close.{name}')).add_class('cf-shut')
     return widgets.VBox([widgets.HBox([heading, close]).add_class('cf-panel-head'), content])
 
 
 @patch
 def _arrange(self: SearchWidget) -> None:
     "Put the widgets on the page."
-    side = _panel('Filters', self.filters).add_class('cf-side')
-    tools = _panel('Tools', self.tools).add_class('cf-panel-tools')
+    side = _panel('filters', self.filters).add_class('cf-side')
+    tools = _panel('tools', self.tools).add_class('cf-panel-tools')
     self.main = widgets.VBox([tools, self.mix, self.pane]).add_class('cf-main')
     self.children = [self.bar, widgets.HBox([side, self.main]).add_class('cf-columns')]
     self.add_class('cf-page')
     self.settings = dict(
         text=self.query, without=self.without, image_weight=self.image_weight, top_k=self.top_k, sort=self.sort,
-        collapse=self.collapse)
+        collapse=self.collapse, words=self.words)
 
 # %% ../nbs/74_widget.ipynb #73f00006
 @patch
@@ -153,7 +155,7 @@ def _connect(self: SearchWidget) -> None:
     for text in (self.query, self.without):
         text.observe(partial(self.notify, delay=self.pause), 'value')
         text.on_msg(self.handle_message)
-    for widget in (self.image_weight, self.top_k, self.sort, self.collapse, self.compare):
+    for widget in (self.image_weight, self.top_k, self.sort, self.collapse, self.words, self.compare):
         widget.observe(self.notify, 'value')
     self.upload.observe(self.handle_upload, 'value')
     self.back.on_click(partial(self._move, -1))
@@ -229,7 +231,8 @@ def _update(self: SearchWidget, is_outdated: Callable[[], bool]) -> None:
         results = self._find(query)
         if is_outdated():
             return
-        status, html = render_results(query, results, self.facets, self.thumbnails)
+        status, html = render_results(
+            query, results, self.facets, self.thumbnails, self.searcher.suggest(query.text))
     except Exception as error:
         results, status, html = {}, '', error_message(error, self.public)
     if is_outdated():
@@ -251,7 +254,8 @@ def _update_widgets(self: SearchWidget, query: Query) -> None:
     "Update the buttons and the filters."
     self.back.disabled = not self.history.can_move(-1)
     self.forward.disabled = not self.history.can_move(1)
-    self.show_filters.description = f'Filters ({len(query.where)})' if query.where else 'Filters'
+    count = len(query.where)
+    self.show_filters.description = phrase('filters.count', n=count) if count else phrase('filters')
     has_both = query.text.strip() and (query.like or query.image)
     self.mix.layout.display = None if has_both else 'none'
     is_empty = not any(len(table) for table in self.results.values())
@@ -344,7 +348,7 @@ def export(
     _button: widgets.Button | None = None,
 ) -> None:
     "Offer the results for download and, unless the page is public, write them to the export folder."
-    self.pane.status = 'Saving …'
+    self.pane.status = phrase('status.saving')
     self.debouncer.enqueue(self._export, kind)
 
 
@@ -355,13 +359,14 @@ def _export(self: SearchWidget, kind: str) -> None:
     try:
         paths = [] if self.public else write_files(files, self.export_dir)
     except Exception as error:
-        advice = '' if self.public else ' Choose another folder with SearchWidget(..., export_dir=...).'
-        self.pane.status = f'Could not save: {error_text(error, self.public)}{advice}'
+        key = 'export.failed' if self.public else 'export.failed.advice'
+        self.pane.status = phrase(key, problem=error_text(error, self.public))
         return
     self.exported = files
-    chips = [Chip(f'Download {name}', 'download', name) for name in files]
-    self.pane.html = chip_row(chips, f'Saved as {", ".join(paths)}' if paths else 'Ready') + self.results_html
-    self.pane.status = 'Saved' if paths else 'Ready to download'
+    chips = [Chip(phrase('export.download', name=name), 'download', name) for name in files]
+    said = phrase('export.saved', paths=', '.join(paths)) if paths else phrase('export.ready')
+    self.pane.html = chip_row(chips, said) + self.results_html
+    self.pane.status = phrase('status.saved' if paths else 'status.ready')
 
 
 @patch
@@ -373,4 +378,4 @@ def download(
     try:
         self.pane.send_file(name, self.exported[name]())
     except Exception as error:
-        self.pane.status = f'Could not make {name}: {error_text(error, self.public)}'
+        self.pane.status = phrase('export.failed.file', name=name, problem=error_text(error, self.public))

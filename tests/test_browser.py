@@ -249,9 +249,13 @@ def test_before_anything_is_typed(site):
 def test_typing(site):
     site.box.press_sequentially('blue jeans', delay=20)
     site.wait_for_answer('blue jeans')
+    assert site.page.locator('.cf-status').inner_text() == f'24 of {site.products} products, by CLIP score and words'
+    words = site.page.locator('.cf-tools .jupyter-button:has-text("Exact words")')
+    words.click()
+    site.wait_for(f'.cf-status:text-is("24 of {site.products} products, by CLIP score")')
     scores = [float(text) for text in site.page.locator('.cf-score b').all_inner_texts()]
     assert len(scores) == 24 and scores == sorted(scores, reverse=True)
-    assert site.page.locator('.cf-status').inner_text() == f'24 of {site.products} products, by CLIP score'
+    words.click()
     site.box.fill('red dress')
     site.box.press('Enter')
     site.wait_for_answer('red dress')

@@ -1,14 +1,10 @@
 // The results pane: shows the HTML from Python, and sends clicks on elements with data-action back.
 
-const BUSY = document.body.dataset.voila
-  ? 'Python is busy, or the connection was lost: if this message stays, reload the page.'
-  : `Python is busy, perhaps training a model. Your search runs as soon as it is free. To search meanwhile, open the page
-     in another notebook or with <code>make app</code>; to stop the running cell, choose Kernel, Interrupt.`;
 const FRAME = `
-  <div class="cf-busy" role="alert" hidden>${BUSY}</div>
+  <div class="cf-busy" role="alert" hidden></div>
   <div class="cf-status" role="status"></div>
   <div class="cf-body"></div>
-  <dialog class="cf-dialog" aria-label="Product details"></dialog>`;
+  <dialog class="cf-dialog"></dialog>`;
 const BUSY_AFTER = 2000; // milliseconds without an answer
 
 function download(name, data) {
@@ -68,6 +64,10 @@ function render({ model, el }) {
   el.classList.add('cf-pane');
   el.innerHTML = FRAME;
   const [busy, status, body, dialog] = ['busy', 'status', 'body', 'dialog'].map(name => el.querySelector(`.cf-${name}`));
+  const texts = model.get('texts');
+  busy.textContent = texts[document.body.dataset.voila ? 'busy' : 'busy.notebook'];
+  dialog.setAttribute('aria-label', texts.details);
+  if (document.body.dataset.voila) document.documentElement.lang = texts.language;
   const listeners = new AbortController();
   const page = () => el.closest('.cf-page') ?? el;
 
