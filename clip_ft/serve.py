@@ -81,7 +81,7 @@ def server_config(
         headers={'Content-Security-Policy': POLICY, 'Referrer-Policy': 'no-referrer'},
         disable_check_xsrf=True, # a page tells the server its end without a token, but with a secret name of the kernel
         websocket_max_message_size=MAX_UPLOAD + 500_000,
-        websocket_compression_options=dict(compression_level=6),
+        websocket_compression_options=dict(compression_level=1),
         websocket_ping_interval=20,
         websocket_ping_timeout=20,
     )
