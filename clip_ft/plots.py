@@ -11,7 +11,7 @@ import io
 import textwrap
 import warnings
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -198,7 +198,7 @@ def before_after(
     return fig
 
 # %% ../nbs/53_plots.ipynb #76d16971
-@cache
+@lru_cache(5000)
 def _letters(path: str) -> frozenset[int]:
     "The code points that a font has; none if it cannot be read."
     try:
