@@ -28,7 +28,7 @@ from .encode import embed_images, embed_texts
 from .exact import ExactIndex, distinct_mask, first_of_each, median_neighbour_distance, top_rows
 from .fast import InferenceModel
 from .match_fit import MatchScale
-from .match_scale import FLOOR, GOOD, NEIGHBOURS, TOP, column_values, named_values, with_match
+from .match_scale import FLOOR, NEIGHBOURS, TOP, column_values, named_values, with_match
 from .model import load_model, read_notes
 from .models import base_model
 from .tables import keep_original
@@ -253,11 +253,12 @@ def _judged(
         top = top if like is None else top[~is_image_of(top, like)]
         near = found.assign(clip_score=100*(self.index.vectors(found['image']) @ image_vector))
         judged = self.match_scale.of_image(self._densities(top['image'].head(NEIGHBOURS)), near, top)
-    scores, answer = judged or (np.full(len(found), GOOD), 1.)  # the catalogue is too small
+    if judged is None:  # the catalogue is too small
+        return found
+    scores, answer = judged
     if answer < FLOOR and found['rank'].iloc[0] == 1:
         scores = np.minimum(scores, answer)
-    scores = np.where(self.match_scale.has_words(found, text), np.maximum(scores, FLOOR), scores)
-    return with_match(found, scores)
+    return with_match(found, np.where(self.match_scale.has_words(found, text), np.maximum(scores, FLOOR), scores))
 
 
 @patch
