@@ -4,9 +4,10 @@
     python benchmarks/finding.py texts ROOT --label NAME         # the share of the texts in the embeddings
     python benchmarks/finding.py spelling ROOT --label NAME      # suggestions for words with typing errors
 
-ROOT is a project after clip_ft_train and clip_ft_embed (with the text share 0). The rule is chosen on queries from
-validation products, and reported on queries from test products. The rows of a label in results/finding.csv are
-replaced. Each interval is that of the mean over 1,000 resamples of the queries.
+ROOT is a project after clip_ft_train and clip_ft_embed (with the text share 0). Rules are
+compared on queries from validation products and from test products. The weight 8 was chosen before, on queries that
+include test products. The rows of a label in results/finding.csv are replaced. Each interval is that of the mean over
+1,000 resamples of the queries.
 
 Words of names, categories and brands are indexed, so queries from these fields measure whether they are found, not
 what a model has understood. Queries "without brand" and "without category" are made from a field that is left out of
