@@ -228,6 +228,12 @@ def rows_of(
 
 
 @patch
+def values(self: ExactIndex, column: str) -> list[str]:
+    "Distinct values of a column, as described in Index."
+    return [str(value) for value in self.distinct_values(column)[1]]
+
+
+@patch
 def vectors(self: ExactIndex, image_names: Iterable[str]) -> np.ndarray:
     "Embeddings of images, as described in Index."
     return self.embeddings[self.rows_of(image_names)]

@@ -15,8 +15,9 @@ from markupsafe import Markup, escape
 from traitlets.utils.bunch import Bunch
 
 from .cards import column_label
-from .facets import Facets, closest, find_values
+from .facets import Facets, find_values
 from .languages import number, phrase
+from .where import closest
 
 # %% ../nbs/71_filters.ipynb #05bbbbbb
 class FacetBox(widgets.VBox):

@@ -34,7 +34,7 @@ from .models import base_model
 from .tables import keep_original
 from .texts import ATTRIBUTES
 from .views import is_image_of, product_keys, product_table
-from .where import Index, with_scores
+from .where import Index, check_matches, read_where, with_scores
 
 # %% ../nbs/65_search.ipynb #ff2eef9a
 EMPTY = 'The query is empty: type a few words, such as "blue jeans", or give an image.'
@@ -243,6 +243,7 @@ def _judged(
     where: dict | None, like: str | None = None
 ) -> pd.DataFrame:
     "The results with the columns match and match_score; unchanged if no scale was fitted."
+    self._explain(found, where)
     if self.match_scale is None or not len(found):
         return found if self.match_scale is None else with_match(found, np.zeros(0))
     top = self.index.nearest((vector if image_vector is None else image_vector)[None], TOP + 1, where)[0]
@@ -268,6 +269,13 @@ def _densities(self: Searcher, images: Iterable[str]) -> np.ndarray:
     return np.array([each['clip_score'].iloc[1:].mean()/100 for each in near])
 
 # %% ../nbs/65_search.ipynb #19859f30
+@patch
+def _explain(self: Searcher, found: pd.DataFrame, where: dict | None) -> None:
+    "Raise InputError if there are no results because of a condition that no product fits."
+    if where and not len(found):
+        check_matches(read_where(where, self.index.columns), self.index.values)
+
+
 @patch
 def search(
     self: Searcher,
