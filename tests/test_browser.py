@@ -298,6 +298,7 @@ def test_filters_follow_each_other(site):
     handle.focus()
     for _ in range(3):
         site.page.keyboard.press('ArrowRight')
+        site.page.wait_for_timeout(500)                       # the server's answer to a key may undo the next one
     site.wait_for('.cf-chip:has-text("Price: from 8")')
     site.chip('Price').click()
     site.wait_for('.cf-range:has-text("5 – 94")')
