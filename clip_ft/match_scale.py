@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from Stemmer import Stemmer
 from typing import NamedTuple
-from .cleaning import as_texts, is_placeholder
+from .cleaning import UNSPACED, as_texts, is_placeholder
 from .tables import keep_original
 
 # %% ../nbs/18_match_scale.ipynb #755fd05e
-_UNSPACED = '\u0e00-\u0eff\u3005-\u30ff\u3400-\u9fff'  # scripts without spaces: Thai, Lao, Japanese, Chinese
-_WORD = re.compile(rf'[{_UNSPACED}]|[^\W_{_UNSPACED}]+')
+_WORD = re.compile(rf'[{UNSPACED}]|[^\W_{UNSPACED}]+')
 _JOINED = re.compile(r"['’]s\b|(?<=\w)[-'’](?=\w)")  # women's, t-shirt
 SILENT = frozenset((
     'a', 'an', 'and', 'as', 'at', 'by', 'for', 'from', 'in', 'is', 'it', 'my', 'of', 'on', 'or', 'some', 'that', 'the',

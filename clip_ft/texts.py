@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
-from .cleaning import as_texts
+from .cleaning import UNSPACED, as_texts
 from .core import InputError
 from .dataset import Rows, gather_pixels, to_device
 
@@ -137,8 +137,7 @@ def attribute_phrases(
 
 # %% ../nbs/22_texts.ipynb #de6750d4
 BOILERPLATE = 20  # maximum number of products that may share a sentence
-_UNSPACED = '\u0e00-\u0eff\u3005-\u30ff\u3400-\u9fff'  # scripts without spaces: Thai, Lao, Japanese, Chinese
-_WORD = re.compile(f'[{_UNSPACED}]{{2}}|[^\\s{_UNSPACED}]+')
+_WORD = re.compile(f'[{UNSPACED}]{{2}}|[^\\s{UNSPACED}]+')
 _SENTENCE_END = re.compile(  # Latin, Arabic and Devanagari marks, then Chinese and Japanese ones
     '(?<=[.!?;\u061b\u061f\u06d4\u0964])\\s+|(?<=[\u3002\uff01\uff1b\uff1f])\\s*')
 

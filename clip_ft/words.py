@@ -20,14 +20,13 @@ from functools import cached_property
 from rapidfuzz import process
 from rapidfuzz.distance import OSA
 from threading import Lock
-from .cleaning import as_texts
+from .cleaning import UNSPACED, as_texts
 from .queries import attribute
 
 # %% ../nbs/56_words.ipynb #33807c9b
-_UNSPACED = '\u0e00-\u0eff\u3005-\u30ff\u3400-\u9fff'  # scripts without spaces: Thai, Lao, Japanese, Chinese
 _MARKS = '\u0300-\u036f\u064b-\u065f\u0900-\u0903\u093a-\u094f\u0981-\u0dff'  # accents and signs of vowels
-_WORD = rf'(?:[^\W_{_UNSPACED}]|[{_MARKS}])+'
-_TOKEN = re.compile(rf"[{_UNSPACED}]+|{_WORD}(?:[-./'’]{_WORD})*")
+_WORD = rf'(?:[^\W_{UNSPACED}]|[{_MARKS}])+'
+_TOKEN = re.compile(rf"[{UNSPACED}]+|{_WORD}(?:[-./'’]{_WORD})*")
 _PART = re.compile(rf'(?:[^\W\d_]|[{_MARKS}])+|\d+')
 _ACCENTS = re.compile('[\u0300-\u036f]')
 _STOPWORDS = {  # frequent words by the name of the stemmer of their language
@@ -71,7 +70,7 @@ class Terms:
         return _without_accents(word)
 
     def _split(self, token: str) -> list[str]:
-        if re.match(f'[{_UNSPACED}]', token):
+        if re.match(f'[{UNSPACED}]', token):
             return [token[i:i + 2] for i in range(len(token) - 1)] + list(token)
         if re.search("['’]", token):  # Levi's, l'été
             return [self._term(part) for part in re.split("['’]", token) if len(part) > 1] or [token]
