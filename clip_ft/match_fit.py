@@ -50,7 +50,7 @@ def example_queries(
     words = category_words(pd.Series(kinds, dtype=object))
     parts.append(pd.DataFrame({'text': words, 'category': kinds, 'source': 'category'}))
     parts.append(_colour_queries(products, table[table['category'].isin(kinds)], rng))
-    found = pd.concat(parts, ignore_index=True)
+    found = pd.concat(parts, ignore_index=True).reindex(columns=['text', 'category', 'colour', 'source'])
     return found[found['text'] != ''].fillna('').reset_index(drop=True)
 
 
@@ -149,11 +149,11 @@ def fit_text_scale(
     "Fit the scale of queries by text."
     rng = np.random.default_rng(seed)
     queries = example_queries(examples.products, rows, rng)
+    if len(queries) < 20 or len(examples.vectors) <= 2*TOP or len(examples.kinds) < 2:
+        return None
     nonsense = invented_words(100, rng)
     colours = sorted(set(queries['colour']) - {''}) or ['']
     nonsense += [f'{colours[number % len(colours)].lower()} {word}' for number, word in enumerate(nonsense)]
-    if len(queries) < 20 or len(examples.vectors) <= 2*TOP or len(examples.kinds) < 2:
-        return None
     vectors = examples.embed([*queries['text'], *nonsense])
     near, found = vectors @ examples.kind_vectors.T, []
     for start in range(0, len(vectors), 64):

@@ -81,7 +81,7 @@ def live_root(shop, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def service(live_root, tmp_path_factory):
-    running = Service(live_root, tmp_path_factory.mktemp('service')/'log')
+    running = Service(live_root, tmp_path_factory.mktemp('service')/'log', '--timeout', 60)  # busy machines
     yield running
     assert running.end() in (0, -signal.SIGTERM)
     assert 'Traceback' not in running.log.read_text()
