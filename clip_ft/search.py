@@ -9,6 +9,7 @@ __all__ = ['EMPTY', 'WITHOUT', 'search_products', 'Searcher', 'before_searcher']
 import io
 import numpy as np
 import pandas as pd
+import re
 import torch
 from PIL import Image
 from collections.abc import Iterable
@@ -72,6 +73,8 @@ def _query_text(text: Any) -> str:
         return ''
     if not isinstance(text, str):
         raise InputError(f'A query must be a text, not {type(text).__name__}.')
+    if re.search('[\ud800-\udfff]', text):
+        raise InputError('The query contains bytes that are not UTF-8: type it again, or convert it to UTF-8.')
     return text.strip()
 
 
