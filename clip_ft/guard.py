@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MOST_UPLOADS', 'SENDING', 'Scope', 'Receive', 'Send', 'SAFE', 'ServiceSettings', 'error_response', 'Guard', 'has_key',
-           'read_body', 'replayed']
+           'read_body', 'replayed', 'TimedProtocol']
 
 # %% ../nbs/86_guard.ipynb #86a00003
 import asyncio
+import h11
 import hmac
 import logging
 import re
@@ -19,6 +20,7 @@ from fastcore.basics import patch
 from ipaddress import ip_address
 from starlette.responses import JSONResponse
 from typing import Any
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 # %% ../nbs/86_guard.ipynb #86a00006
 MOST_UPLOADS = 4  # images that are received at the same time
@@ -186,3 +188,45 @@ def replayed(
             return {'type': 'http.request', 'body': body, 'more_body': False}
         return await receive()
     return receive_again
+
+# %% ../nbs/86_guard.ipynb #86a00014
+class TimedProtocol(H11Protocol):
+    "A connection that is closed if the head of a request does not arrive in time."
+    head_seconds = 10.  # time for the head of a request
+    timer: asyncio.TimerHandle | None = None
+
+    def _await_head(self) -> None:
+        if self.timer is None:
+            self.timer = self.loop.call_later(self.head_seconds, self.transport.close)
+
+    def _cancel_timer(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def connection_made(
+        self,
+        transport: asyncio.Transport,  # type: ignore[override]  # new connection
+    ) -> None:
+        "Begin to wait for the first request."
+        super().connection_made(transport)
+        self._await_head()
+
+    def data_received(
+        self,
+        data: bytes,  # next part of a request
+    ) -> None:
+        "Handle a part of a request."
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE:  # the head is not complete
+            self._await_head()
+        else:
+            self._cancel_timer()
+
+    def connection_lost(
+        self,
+        exc: Exception | None,  # None if the connection was closed
+    ) -> None:
+        "Stop waiting."
+        self._cancel_timer()
+        super().connection_lost(exc)

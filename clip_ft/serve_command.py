@@ -17,7 +17,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from uvicorn import Config, Server
 from .core import InputError, printable
-from .guard import ServiceSettings
+from .guard import ServiceSettings, TimedProtocol
 from .live_search import LiveSearch
 from .mcp_service import serve_mcp
 from .service import search_app
@@ -86,8 +86,8 @@ async def _serve(args: Namespace, settings: ServiceSettings, connection: socket.
         address = f'http://[{host}]:{port}' if ':' in host else f'http://{host}:{port}'
         count = live.current[0].about["products"]
         print(printable(f"{count:,} products are served at {address}; Ctrl-C ends it"), flush=True)
-        config = Config(search_app(live, settings), lifespan='off', ws='none', log_config=None, access_log=False,
-                        server_header=False, limit_concurrency=1000, timeout_keep_alive=30,
+        config = Config(search_app(live, settings), lifespan='off', http=TimedProtocol, ws='none', log_config=None,
+                        access_log=False, server_header=False, limit_concurrency=1000, timeout_keep_alive=30,
                         h11_max_incomplete_event_size=65536, timeout_graceful_shutdown=10)
         await Server(config).serve([connection])
 
