@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'ASKED', 'SEARCHED', 'SHARD', 'read_image', 'EmbeddedImages', 'embed_blocks', 'embed_product_texts',
-           'mix_texts', 'held_out_queries', 'choose_text_share', 'mix_product_texts', 'embed_shards', 'learn_matches',
-           'embed_catalogue', 'embed_command']
+           'mix_texts', 'held_out_queries', 'choose_text_share', 'mix_product_texts', 'embed_shards', 'fit_matches',
+           'learn_matches', 'embed_catalogue', 'embed_command']
 
 # %% ../nbs/60_embedding.ipynb #aaec71e9
 import numpy as np
@@ -29,14 +29,11 @@ from tqdm.auto import tqdm
 from typing import Any, NamedTuple
 from .checkpoints import weights_hash
 from .cleaning import as_texts
-from clip_ft.core import (
-    InputError, Paths, atomic_write, chunked_calls, printable, run_parallel,
-)
+from .core import InputError, Paths, atomic_write, chunked_calls, printable, run_parallel
 from .data import catalogue_folder, image_folder, load_split
 from .dataset import ResizeSpec, read_pixels
-from clip_ft.embeddings_file import (
-    EmbeddedBefore, embedded_before, load_embeddings, save_embeddings, scale_about, scale_path,
-)
+from .embeddings_file import EmbeddedBefore, embedded_before, load_embeddings, products_of, save_embeddings
+from .embeddings_file import scale_key, scale_path
 from .encode import embed_images, embed_texts
 from .fast import InferenceModel
 from .images import ImageError, image_problem, read_image_file
@@ -44,7 +41,7 @@ from .learned import validation_split
 from .locks import stage_lock
 from .archives import open_arrays
 from .inputs import embedding_size
-from .match_fit import fit_match_scale, load_scale, save_scale
+from .match_fit import MatchScale, fit_match_scale, load_scale, save_scale
 from .model import load_model, model_device, open_device
 from .record import DAMAGED
 from .settings import TrainConfig
@@ -270,6 +267,22 @@ def embed_shards(
                 np.savez(temporary, **shard._asdict())
 
 # %% ../nbs/60_embedding.ipynb #ac49cffa
+def fit_matches(
+    model: nn.Module | InferenceModel,  # model that made the embeddings
+    processor: Any,  # its processor
+    images: Collection[str],  # images of products that the model has not been trained on
+    data: Mapping[str, Any],  # from load_embeddings
+    words: WordIndex,  # of the products
+) -> MatchScale:
+    "Learn what a good match is."
+    products, inference = products_of(data), InferenceModel.of(model)
+    unseen = np.flatnonzero(products['image'].isin(set(images)))
+    rows = unseen if len(unseen) >= 20 else np.arange(len(products))
+    vectors = data['embeddings'][~product_keys(data['dataframe']).duplicated().to_numpy()].astype(np.float32)
+    return fit_match_scale(vectors, products, rows, lambda texts: embed_texts(inference, processor, texts),
+                           words.scores, scale_key(data))
+
+
 def learn_matches(
     model: nn.Module | InferenceModel,  # model that made the embeddings
     processor: Any,  # its processor
@@ -278,19 +291,9 @@ def learn_matches(
 ) -> bool:  # whether a scale was fitted, because that in the file is missing or outdated
     "Learn what a good match is, and store the scale next to the embeddings."
     data = load_embeddings(path)
-    first = ~product_keys(data['dataframe']).duplicated().to_numpy()
-    products = data['dataframe'][first].reset_index(drop=True)
-    values = pd.util.hash_pandas_object(products, index=False).to_numpy()
-    about = scale_about(data) | {'products': blake2b(values.tobytes(), digest_size=8).hexdigest()}
-    if load_scale(scale_path(path), about) is not None:
+    if load_scale(scale_path(path), scale_key(data)) is not None:
         return False
-    unseen = np.flatnonzero(products['image'].isin(set(images)))
-    rows = unseen if len(unseen) >= 20 else np.arange(len(products))
-    vectors = data['embeddings'][first].astype(np.float32)
-    inference = InferenceModel.of(model)
-    scale = fit_match_scale(vectors, products, rows, lambda texts: embed_texts(inference, processor, texts),
-                            WordIndex(products).scores, about)
-    save_scale(scale_path(path), scale)
+    save_scale(scale_path(path), fit_matches(model, processor, images, data, WordIndex(products_of(data))))
     return True
 
 # %% ../nbs/60_embedding.ipynb #a9ceded8
@@ -365,8 +368,7 @@ def embed_command(
     if age and state.is_main_process:
         print(printable(age))
     model, processor = load_model(args.model or paths.best_model, args.device, state.is_main_process)
-    data = embed_catalogue(model, processor, paths, np.float16 if args.float16 else np.float32,
-                           args.text_share)
+    data = embed_catalogue(model, processor, paths, np.float16 if args.float16 else np.float32, args.text_share)
     if state.is_main_process:
         (count, dimension), unchanged = data['embeddings'].shape, data['unchanged']
         also = f', {unchanged:,} unchanged' if unchanged else ''

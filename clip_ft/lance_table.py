@@ -36,7 +36,7 @@ class LanceTable(RankingIndex):
         name: str = 'products',  # name of the table
         **options: Any,  # options of lancedb.connect, such as storage_options
     ) -> None:
-        self.uri, self.name = str(uri), name
+        self.uri, self.name, self.options = str(uri), name, options
         always = timedelta(0)  # each query looks for a newer version of the table
         self.db = lancedb.connect(self.uri, read_consistency_interval=always, **options)
         self.table = self._open()
@@ -86,6 +86,10 @@ class LanceTable(RankingIndex):
         return _matrix(self._filled().take_offsets(rows).select(['vector']).to_arrow()['vector'])
 
 # %% ../nbs/64_lance_table.ipynb #a36b12bb
+@patch(as_prop=True)
+def text_share(self: LanceTable) -> float: return float(self._filled().schema.metadata.get(SHARE, 0))
+
+
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:
     return column.combine_chunks().flatten().to_numpy().astype(np.float32).reshape(len(column), column.type.list_size)
 
@@ -229,7 +233,7 @@ def _check_model(self: LanceTable, made_by: str, text_share: float = 0.) -> None
     if self.table is not None and made_by != self.weights_hash:
         raise InputError(f'The embeddings in the store {self.uri} were made by another model: use a new store for this '
                          'model.')
-    stored = text_share if self.table is None else float(self.table.schema.metadata.get(SHARE, 0))
+    stored = text_share if self.table is None else self.text_share
     if text_share != stored:
         raise InputError(f'The share of the texts in the store {self.uri} is {stored:g}, not {text_share:g}: use a new '
                          'store for this share.')

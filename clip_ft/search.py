@@ -100,8 +100,8 @@ class Searcher:
         self.index: Index = ExactIndex(embeddings) if isinstance(embeddings, dict) else embeddings
         if weights_hash(self.model) != self.index.weights_hash:
             raise InputError('The embeddings were made by another model: embed again with this one (clip_ft_embed).')
-        source = embeddings if isinstance(embeddings, dict) else vars(self.index)
-        self.match_scale: MatchScale | None = source.get('match_scale')
+        stored = embeddings.get('match_scale') if isinstance(embeddings, dict) else None
+        self.match_scale: MatchScale | None = stored or getattr(self.index, 'match_scale', None)
         self.embed_query = lru_cache(1024)(self._embed_query)
 
     @classmethod

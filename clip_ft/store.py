@@ -8,25 +8,111 @@ __all__ = ['LanceStore']
 # %% ../nbs/67_store.ipynb #86a6dfbd
 import numpy as np
 import pandas as pd
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+import pyarrow as pa
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from fastcore.basics import patch
+from functools import cached_property, partial
+from hashlib import blake2b
 from itertools import tee
 from lancedb.index import BTree, Bitmap, FTS, IvfSq
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from torch import nn
 from typing import Any
 from .checkpoints import weights_hash
 from .cleaning import as_texts
-from .embedding import SHARD, embed_blocks
+from .embedding import SHARD, EmbeddedImages, embed_blocks, fit_matches
+from .embeddings_file import products_of, scale_key
 from .lance_table import _MAIN, LanceTable, _matrix, _stored_names, _texts
 from .locks import stage_lock
+from .match_fit import MatchScale, load_scale, save_scale
 from .views import distinct_images, image_rows, product_keys
-from .where import CHANGED, Condition, check_storable, outcomes, where_sql
+from .where import CHANGED, Condition, check_storable, column_name, outcomes, where_sql
+from .words import Vocabulary, WordIndex
 
 # %% ../nbs/67_store.ipynb #8bcbcd48
 class LanceStore(LanceTable):
-    "A table of LanceDB that is kept up to date with a catalogue. Implements Index."
+    "Products and embeddings in LanceDB that are kept up to date with a catalogue. Implements Index."
+    def __init__(
+        self,
+        uri: str | Path,  # folder of the store, or URI in object storage such as s3://bucket/folder
+        name: str = 'products',  # name of the table
+        **options: Any,  # options of lancedb.connect, such as storage_options
+    ) -> None:
+        super().__init__(uri, name, **options)
+        self.base = name  # the table that is used may be another one
+        self.stamp = ''  # version, if the store is pinned
+        self._reopen()
+
+    def _reopen(self) -> None:
+        "Open the table that the store uses now."
+        used = _read_about(self.db, self.base).get('table', self.base.encode()).decode()
+        if used != self.name:
+            self.name, self.table = used, self.db.open_table(used)
+
+    @property
+    def version(self) -> str:
+        "Changes with each update of the store, whether or not this handle is pinned."
+        latest = LanceStore(self.uri, self.base, **self.options)
+        about = _open_about(latest.db, latest.name)
+        return f'{latest.name} {latest._filled().version} {about.version if about else 0}'
+
+    def pin(self) -> 'LanceStore':
+        "Read the version of now from now on, whatever is written later; returns the store."
+        self.stamp = self.version
+        self.name, version, _ = self.stamp.rsplit(' ', 2)
+        self.table = self.db.open_table(self.name)
+        self.table.checkout(int(version))
+        return self
+
+    @cached_property
+    def _learned(self) -> tuple[MatchScale | None, Vocabulary]:
+        return self._read_learned()
+
+# %% ../nbs/67_store.ipynb #b389619d
+def _open_about(db: Any, name: str) -> Any:
+    "The table with what was learned from a table; None if there is none."
+    try:
+        return db.open_table(f'{name}_about')
+    except ValueError:
+        return None
+
+
+def _read_about(db: Any, name: str) -> dict[str, bytes]:
+    table = _open_about(db, name)
+    return {row['key']: row['value'] for row in table.search().to_arrow().to_pylist()} if table else {}
+
+
+def _write_about(db: Any, name: str, values: dict[str, bytes]) -> None:
+    "Replace values, all in one version of the table."
+    rows = pa.table({'key': list(values), 'value': pa.array(list(values.values()), pa.binary())})
+    table = db.create_table(f'{name}_about', schema=rows.schema, exist_ok=True)
+    table.merge_insert('key').when_matched_update_all().when_not_matched_insert_all().execute(rows)
+    table.optimize()
+
+# %% ../nbs/67_store.ipynb #0fb83297
+@patch(as_prop=True)
+def match_scale(self: LanceStore) -> MatchScale | None:
+    "The scale of matches; None if none was learned for these embeddings."
+    return self._learned[0]
+
+
+@patch
+def suggest(self: LanceStore, text: str) -> str | None:
+    "Another spelling of a query, as described in Index, from the words at the last sync."
+    return self._learned[1].suggest(text)
+
+
+@patch
+def _read_learned(self: LanceStore) -> tuple[MatchScale | None, Vocabulary]:
+    about = _read_about(self.db, self.name)
+    words = Vocabulary.from_json(about['words']) if 'words' in about else Vocabulary(None, {}, {}, ())
+    with TemporaryDirectory() as folder:
+        file = Path(folder)/'scale.npz'
+        file.write_bytes(about.get('scale', b''))
+        return load_scale(file, dict(weights_hash=self.weights_hash, text_share=self.text_share)), words
 
 # %% ../nbs/67_store.ipynb #b6d4263f
 @patch
@@ -49,12 +135,21 @@ def update(
     results = [pd.DataFrame(columns=['image', 'outcome'])]
     embedded_blocks = embed_blocks(model, processor, image_dir, images, len(products), progress)
     for embedded, (block, stored) in zip(embedded_blocks, pending):
-        outcome = outcomes(block, stored, embedded.digests, embedded.problems)
-        write = outcome.isin(CHANGED).to_numpy()
-        if write.any():
-            self.write(block[write], embedded.digests[write], embedded.vectors[write], made_by)
-        results.append(block[['image']].assign(outcome=outcome)[outcome != ''])
+        results.append(self._write_changed(block, stored, embedded, made_by))
     return pd.concat([*results, self._delete_images(self._unlisted(products))], ignore_index=True)
+
+
+@patch
+def _write_changed(
+    self: LanceStore, block: pd.DataFrame, stored: pd.DataFrame | None, embedded: EmbeddedImages, made_by: str,
+    text_share: float = 0.
+) -> pd.DataFrame:  # image and outcome
+    "Write the products of a block that have changed."
+    outcome = outcomes(block, stored, embedded.digests, embedded.problems)
+    write = outcome.isin(CHANGED).to_numpy()
+    if write.any():
+        self.write(block[write], embedded.digests[write], embedded.vectors[write], made_by, text_share)
+    return block[['image']].assign(outcome=outcome)[outcome != '']
 
 # %% ../nbs/67_store.ipynb #e716ee21
 @patch
@@ -80,24 +175,6 @@ def delete(
     if self._mains and names:
         names = [*names, *image_rows(_texts(self._rows(names, ['images']))).names]
     self._delete_images(names)
-
-
-@patch
-def sync(
-    self: LanceStore,
-    model: nn.Module,  # model that makes the embeddings
-    processor: Any,  # its processor
-    products: pd.DataFrame,  # all products that the store contains afterwards
-    image_dir: str | Path,  # folder of the images
-    progress: bool = True,  # show a progress bar
-) -> pd.DataFrame:  # as from update, with the outcome 'deleted' for removed products
-    "Update the store, delete all products that are not given, and optimize."
-    with nullcontext() if '://' in self.uri else stage_lock('sync', self.uri):  # object storage has no locks
-        done = self.update(model, processor, products, image_dir, progress)
-        stored = self._filled().search().select(['image']).to_arrow()['image'].to_pylist()
-        gone = self._delete_images(set(stored) - set(distinct_images(products)['image']))
-        self.optimize()
-    return pd.concat([done, gone], ignore_index=True)
 
 
 @patch
@@ -140,3 +217,121 @@ def _unlisted(self: LanceStore, rows: pd.DataFrame) -> set[str]:
         return set()
     stored = _texts(self._filled().search().where(f'NOT ({_MAIN})').select(['image', 'images']).to_arrow())
     return set(stored['image'][product_keys(stored).isin(rows['image']) & ~stored['image'].isin(rows['image'])])
+
+# %% ../nbs/67_store.ipynb #fbce22ff
+@patch
+def learn(
+    self: LanceStore,
+    fit: Callable[[Mapping[str, Any], WordIndex], MatchScale | None],  # from data as from load_embeddings, and words
+) -> bool:  # whether anything was learned
+    "Store what tells good matches from bad ones, and the words that can be suggested."
+    data = self._data()
+    key, about = scale_key(data)['products'].encode(), _read_about(self.db, self.name)
+    if about.get('products') == key:
+        return False
+    words = WordIndex(products_of(data))
+    scale = fit(data, words)
+    values = dict(products=key, words=words.to_json(), scale=b'')
+    if scale is not None:
+        with TemporaryDirectory() as folder:
+            save_scale(Path(folder)/'scale.npz', scale)
+            values['scale'] = (Path(folder)/'scale.npz').read_bytes()
+    _write_about(self.db, self.name, values)
+    self.__dict__.pop('_learned', None)
+    return True
+
+
+@patch
+def _data(self: LanceStore) -> dict[str, Any]:
+    "All images in the order of their names, as from load_embeddings."
+    rows = self._filled().search().select([*_stored_names(self.columns), 'vector']).to_arrow().sort_by('image')
+    products = _texts(rows.drop_columns('vector')).rename(columns=column_name)
+    missing = [name for name in ('display name', 'category', 'description') if name not in products]
+    products = products.assign(**dict.fromkeys(missing, ''))
+    return dict(embeddings=_matrix(rows['vector']), image_names=products['image'].to_numpy(), dataframe=products,
+                weights_hash=self.weights_hash, image_set='', text_share=self.text_share)
+
+# %% ../nbs/67_store.ipynb #348646c2
+@patch
+def sync(
+    self: LanceStore,
+    model: nn.Module,  # model that makes the embeddings
+    processor: Any,  # its processor
+    products: pd.DataFrame,  # all products that the store contains afterwards
+    image_dir: str | Path,  # folder of the images
+    progress: bool = True,  # show a progress bar
+    unseen: Collection[str] | None = None,  # images that training has not seen, to learn from; None: do not learn
+) -> pd.DataFrame:  # as from update, with the outcome 'deleted' for removed products
+    "Update the store, delete all products that are not given, and optimize."
+    with self._lock():
+        table = self._table_for(weights_hash(model), 0.)
+        done = table.update(model, processor, products, image_dir, progress)
+        gone = table._keep_only(distinct_images(products)['image'])
+        if unseen is not None:
+            table.learn(partial(fit_matches, model, processor, unseen))
+        self._use(table)
+    return pd.concat([done, gone], ignore_index=True)
+
+# %% ../nbs/67_store.ipynb #f39029d5
+@patch
+def fill(
+    self: LanceStore,
+    data: Mapping[str, Any],  # from load_embeddings
+    digests: np.ndarray,  # digests of the image files, str [N]
+) -> pd.DataFrame:  # image and outcome of all but the unchanged products
+    "Make the store contain exactly the products of an embeddings file, with its scale of matches."
+    products = data['dataframe'].assign(image=data['image_names']).apply(as_texts).reset_index(drop=True)
+    check_storable(products)
+    results, embedded = [], EmbeddedImages(digests, data['embeddings'], np.full(len(digests), ''))
+    with self._lock():
+        table = self._table_for(data['weights_hash'], data['text_share'])
+        for start in range(0, len(products), SHARD):
+            rows = slice(start, start + SHARD)
+            block, part = products.iloc[rows], EmbeddedImages(*(array[rows] for array in embedded))
+            stored = table._stored(block['image'])
+            results.append(table._write_changed(block, stored, part, data['weights_hash'], data['text_share']))
+        results.append(table._keep_only(products['image']))
+        table.learn(lambda *_: data['match_scale'])
+        self._use(table)
+    return pd.concat(results, ignore_index=True)
+
+
+@patch
+def _lock(self: LanceStore) -> AbstractContextManager:
+    return nullcontext() if '://' in self.uri else stage_lock('sync', self.uri)  # object storage has no locks
+
+
+@patch
+def _keep_only(self: LanceStore, image_names: Iterable[str]) -> pd.DataFrame:  # image and outcome
+    "Delete all other images, and optimize."
+    stored = self._filled().search().select(['image']).to_arrow()['image'].to_pylist()
+    gone = self._delete_images(set(stored) - set(image_names))
+    self.optimize()
+    return gone
+
+# %% ../nbs/67_store.ipynb #e25dc61e
+@patch
+def _table_for(self: LanceStore, made_by: str, text_share: float) -> LanceStore:
+    "The store, or the table that will replace that of another model or with another share of the texts."
+    self._reopen()
+    if self.table is None or (self.weights_hash, self.text_share) == (made_by, text_share):
+        return self
+    key = blake2b(f'{made_by} {text_share:g}'.encode(), digest_size=6).hexdigest()
+    return LanceStore(self.uri, f'{self.base}_{key}', **self.options)
+
+
+@patch
+def _use(self: LanceStore, table: LanceStore) -> None:
+    "Use another table from now on. The last one is kept for those who read it; earlier ones are removed."
+    if table is self:
+        return
+    _write_about(self.db, self.base, {'table': table.name.encode()})
+    kept, names = (table.name, self.name), self.db.list_tables(limit=1000).tables
+    own = [name for name in names if re.fullmatch(rf'{re.escape(self.base)}(_[0-9a-f]{{12}})?', name)]
+    for name in [name for name in own if name not in kept]:
+        self.db.drop_table(name)
+        if name != self.base:  # its small table names the one that is used
+            self.db.drop_table(f'{name}_about', ignore_missing=True)
+    self._reopen()
+    for name in ('_learned', 'sample'):
+        self.__dict__.pop(name, None)
