@@ -19,9 +19,17 @@ from typing import Any, NamedTuple
 from .archives import open_arrays
 from .checkpoints import weights_hash
 from .core import InputError, atomic_write
-from .match_fit import MatchScale, load_scale
+from .match_fit import MatchScale, load_scale, save_scale
 from .record import DAMAGED
 from .views import product_keys
+
+# %% ../nbs/44_embeddings_file.ipynb #7a285115
+def _table(products: pd.DataFrame) -> dict[str, list[str]]:
+    texts = products.astype(object).where(products.notna(), '')
+    return {str(column): [str(value) for value in texts[column]] for column in texts}
+
+
+def _json_bytes(value: Any) -> np.ndarray: return np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
 
 # %% ../nbs/44_embeddings_file.ipynb #96da3523
 FORMAT = 'clip_ft embeddings 3'
@@ -37,20 +45,29 @@ def save_embeddings(
     dtype: DTypeLike = np.float32,  # np.float16 halves the file and hardly changes the results
     digests: Iterable[str] | None = None,  # N digests of the image files, from read_image
     text_share: float = 0.,  # share of the texts in the embeddings, from 0 to 1
-    image_vectors: np.ndarray | None = None,  # [N, D], embeddings of the images alone, if texts have a share
+    image_vectors: np.ndarray | None = None,  # [N, D], embeddings of the images without texts
+    match_scale: MatchScale | None = None,  # scale of matches, stored next to the file
 ) -> None:
-    "Write the embeddings file atomically. Raises `InputError` for different counts or a row that is not of length 1."
+    "Write the embeddings file atomically. Raises `InputError` for different counts or rows not of length 1."
     embeddings = np.asarray(embeddings, dtype=np.float32)
     names = np.array([str(name) for name in image_names], dtype=np.str_)
     _check_vectors(embeddings, dtype)
     check_sizes(embeddings, names, dataframe)
-    about = dict(weights_hash=weights_hash, image_set=image_set, text_share=text_share)
-    files: dict[str, Any] = {} if digests is None else {'digests': np.array(list(digests), dtype=np.bytes_)}
+    about = dict(format=FORMAT, weights_hash=weights_hash, image_set=image_set, text_share=text_share)
+    files = dict(embeddings=embeddings.astype(dtype, copy=False), image_names=names,
+                 products=_json_bytes(_table(dataframe)), about=_json_bytes(about))
+    if digests is not None:
+        files['digests'] = np.array(list(digests), dtype=np.bytes_)
     if image_vectors is not None:
         files['image_vectors'] = image_vectors.astype(dtype)
+    _write_arrays(path, files)
+    if match_scale is not None:
+        save_scale(scale_path(path), match_scale)
+
+
+def _write_arrays(path: str | Path, files: dict[str, Any]) -> None:
     with atomic_write(path, durable=True) as temporary, open(temporary, 'wb') as file:
-        np.savez(file, embeddings=embeddings.astype(dtype, copy=False), image_names=names,
-                 products=_json_bytes(_table(dataframe)), about=_json_bytes(dict(format=FORMAT) | about), **files)
+        np.savez(file, **files)
 
 
 def _check_vectors(embeddings: np.ndarray, dtype: DTypeLike) -> None:
@@ -71,14 +88,6 @@ def check_sizes(
     if not len(embeddings) == len(names) == len(products):
         counts = f'{len(embeddings)} embeddings, {len(names)} names and {len(products)} products'
         raise InputError(f'{counts} do not match: each product requires one of each.')
-
-
-def _table(products: pd.DataFrame) -> dict[str, list[str]]:
-    texts = products.astype(object).where(products.notna(), '')
-    return {str(column): [str(value) for value in texts[column]] for column in texts}
-
-
-def _json_bytes(value: Any) -> np.ndarray: return np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
 
 # %% ../nbs/44_embeddings_file.ipynb #4a188db8
 def scale_path(

@@ -312,12 +312,11 @@ def search_many(
     hybrid: bool = True,  # as for search
 ) -> list[pd.DataFrame]:  # one per query, as from search
     "Search for many texts at once, which is faster than one by one."
-    texts = [_query_text(query) for query in queries]
-    if not all(texts):
-        raise InputError(f'Query {texts.index("") + 1} of {len(texts)} is empty.')
-    top_k = _count('top_k', top_k, 1)
+    texts, top_k = _query_texts(queries), _count('top_k', top_k, 1)
     if not texts:
         return []
+    if where and len(self):  # a condition that no product fits is reported before anything is embedded
+        self._explain(self.index.nearest(self.index.sample[:1], 1, where)[0], where)
     vectors = embed_texts(self.inference, self.processor, texts)
     if hybrid:
         found = [self._nearest(vector, text, 1, top_k, where) for vector, text in zip(vectors, texts)]
@@ -333,6 +332,18 @@ def suggest(
 ) -> str | None:  # None if there is no suggestion
     "Another spelling of a query, from the words of the catalogue; results are those of the query as it is typed."
     return self.index.suggest(_query_text(query))
+
+
+def _query_texts(queries: Iterable[str]) -> list[str]:
+    "The queries without surrounding white space. Raises InputError for the first one that is not a text, or empty."
+    queries, texts = list(queries), []
+    for number, query in enumerate(queries, 1):
+        if query is not None and not isinstance(query, str):
+            raise InputError(f'Query {number} of {len(queries)} must be a text, not {type(query).__name__}.')
+        texts.append(_query_text(query))
+        if not texts[-1]:
+            raise InputError(f'Query {number} of {len(queries)} is empty.')
+    return texts
 
 
 def _ranked(found: pd.DataFrame, offset: int = 0) -> pd.DataFrame:

@@ -89,7 +89,6 @@ def test_killed_and_finished_by_two(copied_shop, one_thread, monkeypatch, fork, 
     spoil_two_images(paths)
     count = sum(len(image_rows(part).names) for part in load_split(paths))
     stored = load_embeddings(paths.embeddings)
-    del stored['match_scale']
     save_embeddings(paths.embeddings, **stored)  # without digests, so nothing is reused
     old = paths.embeddings.read_bytes()
     kill_when(fork(embed_slowly, root, 'file', 4, log=root/'log.txt'), lambda: len(finished_shards(paths)) == 4)
