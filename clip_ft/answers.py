@@ -189,8 +189,6 @@ def _filter(self: Answers, column: str, kept: np.ndarray) -> dict[str, Any]:
         numbers = numbers[np.isfinite(numbers)]
         limits = (float(numbers.min()), float(numbers.max())) if len(numbers) else (None, None)
         return dict(column=column, min=limits[0], max=limits[1])
-    values = self.facets.texts[column]
-    counts = np.bincount(values.codes[kept], minlength=len(values.categories))
-    order = [row for row in np.argsort(-counts, kind='stable') if counts[row] and values.categories[row].strip()]
-    listed = [dict(value=values.categories[row], count=int(counts[row])) for row in order[:MAX_COUNTED]]
-    return dict(column=column, values=listed, others=len(order) - len(listed))
+    counts = {value: count for value, count in self.facets.count_values(column, kept).items() if count}
+    listed = [dict(value=value, count=count) for value, count in list(counts.items())[:MAX_COUNTED]]
+    return dict(column=column, values=listed, others=len(counts) - len(listed))

@@ -124,7 +124,7 @@ def _percent(row: Mapping, score: float | None, best: float) -> int:
 def _card_values(row: Mapping, jpeg: bytes | None, best: float, note: str, facets: Facets | None) -> dict:
     "The variables of a card."
     score = _score(row)
-    about = facets.card(row) if facets else {}
+    about = facets.card(row, language()) if facets else {}
     return dict(
         image=row['image'],
         jpeg=jpeg,
@@ -171,11 +171,13 @@ HIDDEN = ('rank', 'image', 'images', 'display name', 'description', 'full_text',
 def _facts(row: Mapping, facets: Facets | None) -> dict:
     "The attributes of a product: text by label."
     score = _score(row)
-    facts = {} if score is None else {phrase('score'): f'{score:.2f}'}
+    facts = {} if score is None else {phrase('score'): number(score, 2)}
+    currency = value_text(row.get('currency')) or None
     for column, value in row.items():
         if column in HIDDEN or not value_text(value) or (facets and facets.roles.get(column) == 'internal'):
             continue
-        facts[column_label(column)] = facets.value_text(column, value) if facets else value_text(value)
+        facts[column_label(column)] = (
+            facets.value_text(column, value, language(), currency) if facets else value_text(value))
     facts[phrase('image')] = value_text(row['image'])
     return facts
 

@@ -8,6 +8,8 @@ __all__ = ['FIRST_ROLES', 'ALWAYS', 'Facets', 'number_text', 'closest_value', 'f
 # %% ../nbs/66_facets.ipynb #66a00004
 import numpy as np
 import pandas as pd
+import re
+from babel import Locale
 from babel.numbers import format_currency
 from collections.abc import Iterator, Mapping, Sequence
 from fastcore.basics import patch
@@ -37,8 +39,9 @@ class Facets:
         self.order: list[str] = []  # columns in the order of the page
         self.texts: dict[str, pd.Categorical] = {}
         self.numbers: dict[str, np.ndarray] = {}
-        self.stock_values: dict[str, dict[str, list[str]]] = {}  # values of the table for each word, by column
+        self.cells: dict[str, dict[str, list[str]]] = {}  # texts of the table for each value, by column
         self.currency = _only_value(products, 'currency')
+        self.pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # of texts and values, as numbers
         self.masks: dict[tuple, np.ndarray] = {}  # which products pass a filter, for the last filters
         self.digits: dict[str, int] = {}  # decimals by column, counted when they are needed
         if columns is None:
@@ -71,6 +74,28 @@ def _only_value(products: pd.DataFrame, column: str) -> str:
     values = [value for value in values if value]
     return str(values[0]) if len(values) == 1 else ''
 
+# %% ../nbs/66_facets.ipynb #93099d02
+_SIGNS = (r'\s*\|\s*', r'\s*;\s*', r'\s*,\s+|\s*,(?=\D)')  # between the values of a cell
+
+
+def _listed(
+    cells: pd.Series,  # distinct texts of a column
+    role: str,  # of the column
+) -> list[list[str]] | None:  # the values of each cell; None if each cell is one value
+    "Split cells that list several values, such as S, M, L."
+    if role not in ('size', 'colour', 'gender', 'other'):
+        return None
+    for sign in _SIGNS:
+        values = [[part for part in dict.fromkeys(re.split(sign, cell.strip())) if part] or [''] for cell in cells]
+        listed = [parts for parts in values if len(parts) > 1]
+        if not listed or any(len(part) > 40 for parts in listed for part in parts):
+            continue
+        counts = pd.Series([part for parts in values for part in parts]).value_counts()
+        recur = counts[list({part for parts in listed for part in parts})] > 1
+        if role != 'other' or recur.mean() > .5:
+            return values
+    return None
+
 # %% ../nbs/66_facets.ipynb #66a00010
 @patch
 def _add(self: Facets, column: str) -> None:
@@ -85,12 +110,21 @@ def _add(self: Facets, column: str) -> None:
         self.numbers[column] = numbers
         return
     texts = as_texts(self.products[column])
-    if role == 'stock':
-        words = availability(texts)
-        pairs = pd.DataFrame({'word': words, 'value': texts}).drop_duplicates()
-        self.stock_values[column] = pairs.groupby('word', sort=False)['value'].agg(list).to_dict()
-        texts = words
     self.texts[column] = pd.Categorical(texts, categories=texts.unique())
+    cells = pd.Series(texts.unique(), dtype=object)
+    values = [[word] for word in availability(cells)] if role == 'stock' else _listed(cells, role)
+    if values:
+        pairs = pd.DataFrame({'cell': cells, 'value': values}).explode('value').drop_duplicates()
+        self.cells[column] = pairs.groupby('value', sort=False)['cell'].agg(list).to_dict()
+
+
+@patch
+def values(
+    self: Facets,
+    column: str,  # text column
+) -> list[str]:  # each once
+    "The values by which a column can be filtered."
+    return list(self.cells[column]) if column in self.cells else self.texts[column].categories.tolist()
 
 
 @patch
@@ -113,12 +147,27 @@ def _is_useful(self: Facets, column: str, groupings: set[bytes]) -> bool:
     "Whether a text column divides the products in a new way, with values that repeat."
     values, role = self.texts[column], self.roles[str(column)]
     grouping = values.codes.tobytes()
-    is_new = grouping not in groupings
+    is_new = column in self.cells or grouping not in groupings
     groupings.add(grouping)
-    if len(values.categories) < 2:
+    number = len(self.values(column))
+    if number < 2:
         return False
     few = max(60, len(self.products)//(20 if role == 'other' else 2))
-    return role in ALWAYS or (is_new and len(values.categories) <= few)
+    return role in ALWAYS or (is_new and number <= few)
+
+# %% ../nbs/66_facets.ipynb #66a00018
+@patch
+def conditions(
+    self: Facets,
+    where: Mapping,  # filters of the page
+) -> dict:  # conditions, as for read_where
+    "The filters as conditions on the texts of the table."
+    conditions = dict(where)
+    for column in self.texts.keys() & where.keys():
+        cells = self.cells.get(column, {})
+        found = [cell for value in where[column] for cell in cells.get(str(value), [str(value)])]
+        conditions[column] = list(dict.fromkeys(found))
+    return conditions
 
 # %% ../nbs/66_facets.ipynb #66a00015
 @patch
@@ -146,10 +195,10 @@ def _passes(self: Facets, column: str, wanted: Sequence) -> np.ndarray:
     if column in self.numbers:
         low, high = (end if limit is None else limit for limit, end in zip(wanted, (-np.inf, np.inf)))
         return (self.numbers[column] >= low) & (self.numbers[column] <= high)
-    values = self.texts[column]
-    return values.categories.isin([str(value) for value in wanted])[values.codes]
+    texts = self.texts[column]
+    return texts.categories.isin(self.conditions({column: wanted})[column])[texts.codes]
 
-
+# %% ../nbs/66_facets.ipynb #64a8d321
 @patch
 def counts(
     self: Facets,
@@ -157,12 +206,34 @@ def counts(
     where: Mapping,  # filters
 ) -> dict:  # number of products by value, greatest first
     "The number of products with each value, under the filters of the other columns."
-    values = self.texts[column]
-    codes = values.codes[self.mask(where, skip=column)]
-    numbers = np.bincount(codes, minlength=len(values.categories))
+    return self.count_values(column, self.mask(where, skip=column))
+
+
+@patch
+def count_values(
+    self: Facets,
+    column: str,  # text column
+    kept: np.ndarray,  # bool [N], products to count
+) -> dict:  # number of products by value, greatest first
+    "The number of products with each value."
+    texts = self.texts[column]
+    numbers = np.bincount(texts.codes[kept], minlength=len(texts.categories))
+    if column in self.cells:
+        codes, owners = self._pairs(column)
+        numbers = np.bincount(owners, numbers[codes], len(self.cells[column])).astype(int)
     ranked = np.argsort(-numbers, kind='stable')
-    names = values.categories.to_numpy()[ranked].tolist()
+    names = np.array(self.values(column), dtype=object)[ranked].tolist()
     return {name: number for name, number in zip(names, numbers[ranked].tolist()) if name.strip()}
+
+
+@patch
+def _pairs(self: Facets, column: str) -> tuple[np.ndarray, np.ndarray]:
+    "The pairs of a text of the table and a value that it contains, as numbers."
+    if column not in self.pairs:
+        cells = list(self.cells[column].values())
+        codes = self.texts[column].categories.get_indexer([cell for owned in cells for cell in owned])
+        self.pairs[column] = codes, np.repeat(np.arange(len(cells)), [len(owned) for owned in cells])
+    return self.pairs[column]
 
 
 @patch
@@ -175,19 +246,6 @@ def limits(
     numbers = self.numbers[column][self.mask(where, skip=column)]
     numbers = numbers[~np.isnan(numbers)]
     return (float(numbers.min()), float(numbers.max())) if len(numbers) else None
-
-# %% ../nbs/66_facets.ipynb #66a00018
-@patch
-def conditions(
-    self: Facets,
-    where: Mapping,  # filters of the page
-) -> dict:  # conditions, as for read_where
-    "The filters as conditions on the values of the table."
-    values = dict(where)
-    for column in self.stock_values.keys() & values.keys():
-        words = self.stock_values[column]
-        values[column] = [value for word in where[column] for value in words.get(word, [word])]
-    return values
 
 # %% ../nbs/66_facets.ipynb #66a00021
 @patch
@@ -211,8 +269,9 @@ def number_text(
     locale: str = 'en',  # language of the signs, as for babel
 ) -> str:
     "A number with separators between thousands and, for a price, the sign of the currency."
-    pattern = '#,##0' + '.'*bool(decimals) + '0'*decimals
-    return format_currency(number, currency, f'¤{pattern}' if currency else pattern, locale, currency_digits=False)
+    digits = '#,##0' + '.'*bool(decimals) + '0'*decimals
+    usual = Locale.parse(locale).currency_formats['standard'].pattern if currency else digits
+    return format_currency(number, currency, usual.replace('#,##0.00', digits), locale, currency_digits=False)
 
 
 @patch
@@ -229,6 +288,7 @@ def value_text(
     column: str,  # column of the catalogue
     value: Any,  # one of its values, or a number
     locale: str = 'en',  # language of the signs
+    currency: str | None = None,  # of a price; None for that of the catalogue
 ) -> str:  # empty if the value is missing
     "A value as shoppers read it: prices with their currency, numbers with separators, stock in words."
     role = self.roles.get(str(column), '')
@@ -242,27 +302,21 @@ def value_text(
         return text
     if column not in self.digits:
         self.digits[column] = self._decimals(column)
-    return number_text(float(number), self.digits[column], self.currency if role == 'price' else '', locale)
+    currency = '' if role != 'price' else self.currency if currency is None else currency
+    return number_text(float(number), self.digits[column], currency, locale)
 
 # %% ../nbs/66_facets.ipynb #66a00027
-@patch
-def range_text(
-    self: Facets,
-    column: str,  # number column
-    wanted: Sequence,  # least and greatest number; None if open
-) -> str:  # such as from €10.00, up to €50.00, or €10.00 to €50.00
-    "A range as shoppers read it."
-    low, high = ('' if limit is None else self.value_text(column, limit) for limit in wanted)
-    return f'{low} to {high}' if low and high else f'from {low}' if low else f'up to {high}'
-
-
 @patch
 def card(
     self: Facets,
     row: Mapping,  # product
+    locale: str = 'en',  # language of the signs
 ) -> dict[str, str]:  # brand, price and stock as text; empty if missing
     "What the card of a product says besides its name and category."
-    return {role: self.value_text(name, row.get(name)) if name else '' for role, name in self.card_columns.items()}
+    own = row.get('currency')
+    currency = self.currency if own is None or pd.isna(own) else str(own).strip()
+    names = self.card_columns.items()
+    return {role: self.value_text(name, row.get(name), locale, currency) if name else '' for role, name in names}
 
 # %% ../nbs/66_facets.ipynb #66a00030
 def closest_value(
@@ -271,7 +325,7 @@ def closest_value(
     text: str,  # value that no product has
 ) -> str:  # empty if no value is similar
     "The value of a column that was probably meant, such as Women for Woman."
-    return closest(text, facets.texts[column].categories.tolist()) if column in facets.texts else ''
+    return closest(text, facets.values(column)) if column in facets.texts else ''
 
 
 def find_values(

@@ -16,7 +16,7 @@ from traitlets.utils.bunch import Bunch
 
 from .cards import column_label
 from .facets import Facets, find_values
-from .languages import number, phrase
+from .languages import language, number, phrase
 from .where import closest
 
 # %% ../nbs/71_filters.ipynb #05bbbbbb
@@ -38,7 +38,7 @@ class FacetBox(widgets.VBox):
         self.counts: dict[str, int] = {}
         self.boxes: list[widgets.Checkbox] = []
         self.expanded = False
-        self.updating = False
+        self.names: list[str] = []  # value of each box
 
         title = column_label(column)
         self.heading = widgets.ToggleButton(
@@ -124,26 +124,25 @@ def _fill_boxes(self: FacetBox, names: Sequence[str]) -> None:
         box.observe(self.notify, 'value')
         self.boxes.append(box)
     self.names = list(names)
-    self.updating = True
     for box, name in zip(self.boxes, names):
         with box.hold_sync():
             box.value = name in self.chosen
             box.description_allow_html = bool(re.search(r'[$\\]', name))  # otherwise typeset as mathematics
             box.description = _no_maths(name) if box.description_allow_html else name
             box.tooltip = phrase('facet.count', value=name, n=self.counts.get(name, 0))
-    self.updating = False
     _set_children(self.ticks, self.boxes[:len(names)])
 
 
 @patch
 def notify(self: FacetBox, change: Bunch) -> None:
     "Handle a click on a check box."
-    if self.updating:
+    position = self.boxes.index(change.owner)
+    name = self.names[position] if position < len(self.names) else ''
+    if change.new == (name in self.chosen) or not name:  # the list has been updated
         return
-    name = self.names[self.boxes.index(change.owner)]
     if change.new:
         self.chosen.append(name)
-    elif name in self.chosen:
+    else:
         self.chosen.remove(name)
     self.on_change()
 
@@ -173,8 +172,8 @@ class RangeBox(widgets.VBox):
         self.steps = facets.steps(column)
         self.chosen: Range | None = None
         self.limits = (float(self.steps[0]), float(self.steps[-1]))
-        self.updating = False
         title, last = column_label(column), len(self.steps) - 1
+        self.position = (0, last)  # value of the slider that has been handled
         self.heading = widgets.HTML(Markup('<b>{}</b>').format(title))
         self.readout = widgets.HTML().add_class('cf-range')
         self.slider = widgets.IntRangeSlider(
@@ -186,12 +185,13 @@ class RangeBox(widgets.VBox):
 
     def notify(self, change: Bunch) -> None:
         "Handle a move of a handle."
-        if self.updating:
+        if change.new == self.position:  # show_limits has set it
             return
         low, high = change.new
         least = None if low == self.slider.min else float(self.steps[low])
         greatest = None if high == self.slider.max else float(self.steps[high])
         self.chosen = None if least is greatest is None else (least, greatest)
+        self.position = change.new
         self._show_range()
         self.on_change()
 
@@ -206,7 +206,7 @@ def ends(self: RangeBox) -> tuple[float, float]:
 @patch
 def _show_range(self: RangeBox) -> None:
     "Write the range above the slider."
-    ends = [self.facets.value_text(self.column, number) for number in self.ends]
+    ends = [self.facets.value_text(self.column, end, language()) for end in self.ends]
     text = ' – '.join(dict.fromkeys(ends))
     self.readout.value = str(_no_maths(text))
 
@@ -218,28 +218,38 @@ def choose(
 ) -> None:
     "Set the range, without calling on_change."
     self.chosen = chosen
+    self.position = self.slider.value  # a move that waits to be handled does not count
     self.show_limits((float(self.steps[0]), float(self.steps[-1])))
 
-
+# %% ../nbs/71_filters.ipynb #b48bf24b
 @patch
 def show_limits(
     self: RangeBox,
     limits: tuple[float, float] | None,  # from Facets.limits
 ) -> None:
     "Let the slider end at the least and the greatest number that the other filters leave, and at the chosen ones."
+    handled = self.position
     self.limits = limits or (float(self.steps[0]), float(self.steps[-1]))
     low, high = self._positions(self.limits)
     first, last = self._positions(self.ends)
     low, high = min(low, first), max(high, last)
     self.slider.disabled = low == high
-    self.updating = True
-    with self.slider.hold_sync():
-        if low < high:  # a slider needs two different ends
-            self.slider.min, self.slider.max = min(low, self.slider.min), max(high, self.slider.max)
-            self.slider.value = (first, last)
-            self.slider.min, self.slider.max = low, high
-    self.updating = False
+    if low < high and self.slider.value == handled:  # a slider needs two different ends
+        self._place((first, last), low, high)
     self._show_range()
+
+
+@patch
+def _place(self: RangeBox, position: tuple[int, int], low: int, high: int) -> None:
+    "Move the handles and the ends of the slider, if they are elsewhere."
+    slider = self.slider
+    if (position, low, high) == (slider.value, slider.min, slider.max):
+        return
+    self.position = position
+    with slider.hold_sync():
+        slider.min, slider.max = min(low, slider.min), max(high, slider.max)
+        slider.value = position
+        slider.min, slider.max = low, high
 
 
 @patch

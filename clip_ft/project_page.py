@@ -100,7 +100,7 @@ def _setting(name: str, text: str, facets: Facets) -> dict:
 
 def _filter(column: str, text: str, facets: Facets) -> list | tuple:
     "A filter. Raises ValueError if it is impossible."
-    if column in facets.texts and text in facets.texts[column].categories:
+    if column in facets.texts and text in facets.values(column):
         return [text]
     if column in facets.numbers:
         low, high = (_number(end, -math.inf, math.inf) if end else None for end in text.split('..'))

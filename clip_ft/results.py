@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['spelling', 'render_results', 'start_again', 'no_results', 'error_text', 'error_message', 'unreadable_upload',
-           'large_upload', 'find_product', 'product_details', 'render_query', 'file_stem', 'results_file',
+           'large_upload', 'find_product', 'product_details', 'range_text', 'render_query', 'file_stem', 'results_file',
            'export_files', 'write_files']
 
 # %% ../nbs/73_results.ipynb #73e00004
@@ -12,7 +12,7 @@ import io
 import pandas as pd
 import re
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from markupsafe import Markup
 from pathlib import Path
@@ -21,7 +21,7 @@ from .cards import MAX_UPLOAD, Chip, Thumbnails, chip_row, column_label, details
 from .cards import product_name
 from .core import InputError, atomic_write
 from .facets import Facets
-from .languages import phrase
+from .languages import language, phrase
 from .page import LOG, Query, counts_without, example_queries, position_changes
 from .rendering import render_template, thumbnail
 from .match_scale import match_note
@@ -172,6 +172,16 @@ def product_details(
     return details(row, *load_jpeg(thumbnails.image_dir, name, 900), views, facets)
 
 
+def range_text(
+    facets: Facets,  # columns of the catalogue
+    column: str,  # number column
+    wanted: Sequence,  # least and greatest number; None if open
+) -> str:  # such as from €10.00, up to €50.00, or €10.00 to €50.00
+    "A range as shoppers read it."
+    low, high = ('' if limit is None else facets.value_text(column, limit, language()) for limit in wanted)
+    return phrase('range.both' if low and high else 'range.from' if low else 'range.to', low=low, high=high)
+
+
 def render_query(
     query: Query,  # what was searched for
     facets: Facets,  # columns of the catalogue
@@ -187,7 +197,7 @@ def render_query(
         chips.append(Chip(label, 'remove', 'like', thumbnails([query.like])[0], removable=True))
     for column, wanted in query.where.items():
         is_range = column in facets.numbers
-        text = facets.range_text(column, wanted) if is_range else ', '.join(map(str, wanted))
+        text = range_text(facets, column, wanted) if is_range else ', '.join(map(str, wanted))
         chips.append(Chip(f'{column_label(column)}: {text}', 'remove', column, removable=True))
     if query.without.strip() and not query.is_empty:
         label = phrase('chip.without', text=query.without.strip())
