@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['UNSPACED', 'PLACEHOLDERS', 'BOILERPLATE_PRODUCTS', 'BOILERPLATE_SHARE', 'PROBLEM_COLUMN', 'as_texts',
            'normalize_text', 'clean_text', 'is_placeholder', 'is_boilerplate', 'drop_boilerplate',
-           'reject_placeholder_images', 'plain_numbers', 'full_text', 'take_problems', 'print_lines']
+           'reject_placeholder_images', 'plain_numbers', 'price_currencies', 'full_text', 'take_problems',
+           'print_lines']
 
 # %% ../nbs/04_cleaning.ipynb #88f81ae2
 import html
@@ -227,20 +228,25 @@ def _decimal_sign(bare: pd.Series) -> tuple[str, bool]:
 # %% ../nbs/04_cleaning.ipynb #04c00022
 _CURRENCIES = {
     'EUR': '€|euros?', 'USD': r'\$|us|dollars?', 'GBP': '£', 'INR': 'rs|₹', 'RUB': 'руб|р|₽', 'UAH': 'грн|₴',
-    'PLN': 'zł', 'CZK': 'kč', 'TRY': 'tl|₺', 'KRW': '₩|원', 'JPY': '円', 'CHF': 'fr', 'BRL': 'r', 'HUF': 'ft',
-    'ILS': '₪', 'VND': '₫'}
+    'PLN': 'zł', 'CZK': 'kč', 'TRY': 'tl|₺', 'KRW': '₩|원', 'JPY': '円', 'CHF': 'fr', 'HUF': 'ft', 'ILS': '₪',
+    'VND': '₫', 'CAD': 'ca|c', 'AUD': 'au|a', 'HKD': 'hk', 'TWD': 'nt', 'MYR': 'rm', 'IDR': 'rp', 'PHP': '₱',
+    'THB': '฿', 'NGN': '₦', 'KZT': '₸|тг', 'CNY': '元', 'RON': 'lei', 'ZAR': 'r'}
+
+
+def _currencies(unique: pd.Series) -> pd.Series:
+    "The currency of each price: its code, a sign that several currencies share, or NaN."
+    named = unique.str.replace(rf'(?i)^{_BEFORE}', '', regex=True)
+    code = named.str.extract(r'\b([A-Z]{3})\b')[0]
+    sign = named.str.extract(rf'(?i)({_CURRENCY})')[0].mask(named.str.contains(r'R\s?\$', regex=True), 'BRL')
+    for name, signs in _CURRENCIES.items():
+        sign = sign.mask(sign.str.fullmatch(rf'(?i)(?:{signs})\.?').fillna(False).astype(bool), name)
+    return code.where(code.str.fullmatch(_CURRENCY).fillna(False).astype(bool), sign)
 
 
 def _remarks(texts: pd.Series, unique: pd.Series) -> str:
     "What a column of prices contains besides single prices in one currency."
     ranges = texts.isin(unique[_without_currency(unique).str.fullmatch(rf'(?i){_RANGE}').astype(bool)]).sum()
-    named = unique.str.replace(rf'(?i)^{_BEFORE}', '', regex=True)
-    code = named.str.extract(r'\b([A-Z]{3})\b')[0]
-    sign = named.str.extract(rf'(?i)({_CURRENCY})')[0].str.upper()
-    for name, signs in _CURRENCIES.items():
-        sign = sign.mask(sign.str.fullmatch(rf'(?i)(?:{signs})\.?').fillna(False).astype(bool), name)
-    currency = code.where(code.str.fullmatch(_CURRENCY).fillna(False).astype(bool), sign)
-    counts = texts.map(dict(zip(unique, currency))).value_counts()
+    counts = texts.map(dict(zip(unique, _currencies(unique)))).value_counts()
     mixed = ', '.join(f'{name} ({count:,})' for name, count in counts.items())
     return (f'; of ranges, the lower price is read ({ranges:,})' if ranges else '') + (
         f'; the currencies are not converted: {mixed}' if len(counts) > 1 else '')
@@ -295,6 +301,17 @@ def _with_sign(texts: pd.Series, unique: pd.Series, bare: pd.Series, sign: str, 
     if len(example):
         note = f'{name}: {example.iloc[0]!r} is read as {plain[example.index[0]]} ({how})'
     return texts.map({'': '', **dict(zip(unique, plain))}), note + (f'; {empty:,} without a number' if empty else '')
+
+# %% ../nbs/04_cleaning.ipynb #0fe63ddc
+def price_currencies(
+    values: pd.Series,  # N values of a column
+    name: str,  # name of the column
+) -> pd.Series:  # N codes such as EUR, or signs that several currencies share; empty if there is none
+    "The currencies of prices, as plain_numbers removes them; all empty if the name is not that of a price."
+    texts = as_texts(values).str.strip()
+    unique = pd.Series(texts.unique() if re.search(_PRICE_NAME, str(name)) else [], dtype=object)
+    currencies = _currencies(unique[unique.str.contains(r'\d', regex=True)]) if len(unique) else unique
+    return texts.map(dict(zip(unique[currencies.index], currencies))).fillna('')
 
 # %% ../nbs/04_cleaning.ipynb #1d69105f
 def full_text(

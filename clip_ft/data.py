@@ -18,8 +18,8 @@ from clip_ft.catalogue import (
     describe_columns, find_table, further_images, read_any_table, recognize_columns, value_text,
 )
 from clip_ft.cleaning import (
-    as_texts, clean_text, drop_boilerplate, full_text, is_placeholder, plain_numbers, print_lines,
-    reject_placeholder_images, take_problems,
+    as_texts, clean_text, drop_boilerplate, full_text, is_placeholder, plain_numbers, price_currencies,
+    print_lines, reject_placeholder_images, take_problems,
 )
 from .core import InputError, Paths, new_figure, printable
 from .images import OUTSIDE
@@ -179,8 +179,12 @@ def _clean_values(products: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
         clean[column] = clean_text(products[column])
     clean['category'] = clean['category'].where(~is_placeholder(clean['category']), '')
     for column in clean.columns.difference(MAIN_COLUMNS, sort=False):
-        clean[column], note = plain_numbers(clean[column], column)
+        numbers, note = plain_numbers(clean[column], column)
         notes += [note]*bool(note)
+        if note and 'currency' not in map(str.lower, clean):
+            currencies = price_currencies(clean[column], column)
+            clean = clean.assign(currency=currencies) if currencies.any() else clean
+        clean[column] = numbers
     return clean
 
 # %% ../nbs/10_data.ipynb #d10c540a

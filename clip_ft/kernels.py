@@ -71,6 +71,7 @@ def _load_project(root: str, compare: bool) -> None:
         searcher, facets = load_project(root, 'cpu')
         for each in (searcher, load_before(root, 'cpu')) if compare else (searcher,):
             find_products(each, facets, Query('a query'))  # loads code and allocates buffers that the kernels share
+        searcher.suggest('a query')  # collects the words of the catalogue
     gc.collect()
     gc.freeze()
 

@@ -49,8 +49,9 @@ def _render_comparison(
     before, after = results.values()
     notes = position_changes(before, after)
     grids = [grid(before, thumbnails, query.text, {}, facets), grid(after, thumbnails, query.text, notes, facets)]
-    titles = [phrase(f'compare.{side}') for side in ('before', 'after')]
-    return render_template('side_by_side.html', grids=dict(zip(titles, grids)))
+    titles = [phrase('compare.before'), phrase('compare.after')]
+    said = [match_note(table) and phrase('match.none') for table in (before, after)]
+    return render_template('side_by_side.html', sides=list(zip(titles, said, grids)))
 
 
 def render_results(
@@ -76,7 +77,8 @@ def render_results(
         return status, spelling(suggestion) + grid(tables[0], thumbnails, query.text, facets=facets)
     shared = len(set(product_keys(tables[0])) & set(product_keys(tables[1])))
     html = spelling(suggestion) + _render_comparison(query, results, facets, thumbnails)
-    return phrase('status.both', **counts, shared=shared), html
+    status = phrase('status.both', **counts, shared=shared)
+    return phrase('match.none') if all(map(match_note, tables)) else status, html
 
 # %% ../nbs/73_results.ipynb #73e00013
 _PATH = re.compile(r'''(^|[\s'"(=:])(~|\.*)([/\\]|(?<![^\s'"(=:])[A-Za-z]:[/\\])\S''')

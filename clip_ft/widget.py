@@ -270,6 +270,7 @@ def _warm_up(self: SearchWidget) -> None:
         for text in example_queries(self.facets, 1):
             found = find_products(self.searcher, self.facets, Query(text))
             self.thumbnails(found['image'])
+            self.searcher.suggest(text)
     except Exception as error:
         self.pane.status = error_text(error, self.public)
 

@@ -48,7 +48,7 @@ def test_other_columns_stay(name, values):
 
 def test_currencies_are_not_mixed_silently():
     note = plain_numbers(pd.Series(['€10', '12 EUR', 'US$10', 'CA$ 3', '£4', 'ca. 7 €', '8']), 'price')[1]
-    assert note.endswith('the currencies are not converted: EUR (3), USD (1), CA (1), GBP (1)')
+    assert note.endswith('the currencies are not converted: EUR (3), USD (1), CAD (1), GBP (1)')
     assert 'converted' not in plain_numbers(pd.Series(['€10', '12 EUR', '13,00 Euro', '9']), 'price')[1]
     assert 'of ranges, the lower price is read (2)' in plain_numbers(pd.Series(['1-2 €', '1-2 €', '3 €']), 'price')[1]
 
