@@ -110,14 +110,14 @@ class Answers:
 def about(self: Answers) -> dict[str, Any]:
     "What the service tells about itself."
     return dict(products=len(self.searcher), columns=[str(name) for name in self.products],
-                weights_hash=self.searcher.index.weights_hash, batched=self.encoder.batched is not None)
+                weights_hash=self.searcher.index.weights_hash, batched=self.encoder.batched is not None,
+                version=getattr(self.searcher.index, 'stamp', ''))
 
 
 @patch
 def version(self: Answers) -> str:
     "What changes with every update of a store; empty for embeddings in memory."
-    table = getattr(self.searcher.index, 'table', None)
-    return str(getattr(table, 'version', ''))
+    return getattr(self.searcher.index, 'version', '')
 
 
 @patch

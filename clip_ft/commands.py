@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['check_project', 'get_data_main', 'preprocess_main', 'train_main', 'tune_main', 'evaluate_main', 'export_main',
-           'embed_main', 'search_main', 'app_main', 'serve_main']
+           'embed_main', 'sync_main', 'search_main', 'app_main', 'serve_main']
 
 # %% ../nbs/91_commands.ipynb #79a00003
+import os
 import re
 from argparse import Namespace
 from importlib.util import find_spec
@@ -14,7 +15,7 @@ from pathlib import Path
 from .core import InputError, Paths, console_script, printable, writable_file
 from .options import GRID_ENDINGS, GRID_FORMATS, app_parser, embed_parser, evaluate_parser, export_parser
 from .options import get_data_parser, preprocess_parser, search_arguments, train_config, train_parser
-from .options import serve_parser, tune_parser
+from .options import serve_parser, sync_parser, tune_parser
 from .settings import TrainConfig, demo_config
 
 # %% ../nbs/91_commands.ipynb #79a00006
@@ -119,8 +120,28 @@ def embed_main(argv: list[str] | None = None) -> None:
     "clip_ft_embed: embed all images of the catalogue."
     args = embed_parser().parse_args(argv)
     check_project(Paths(args.root), 'split', *([] if args.model else ['model']))
+    _check_store(args)
     from clip_ft.embedding import embed_command
     embed_command(args)
+    if args.store is not None and os.environ.get('RANK', '0') == '0':
+        from clip_ft.store_commands import fill_command
+        fill_command(args)
+
+
+def _check_store(args: Namespace) -> None:
+    if args.store is not None and not find_spec('lancedb'):
+        raise InputError("A store needs LanceDB: run pip install 'clip_ft[store]'.")
+
+# %% ../nbs/91_commands.ipynb #97fefd66
+@console_script
+def sync_main(argv: list[str] | None = None) -> None:
+    "clip_ft_sync: bring a store up to date with the catalogue."
+    args = sync_parser().parse_args(argv)
+    args.store = args.store or ''
+    check_project(Paths(args.root), 'split', *([] if args.model else ['model']))
+    _check_store(args)
+    from clip_ft.store_commands import sync_command
+    sync_command(args)
 
 # %% ../nbs/91_commands.ipynb #79a00022
 def _check_search(args: Namespace) -> None:
@@ -141,7 +162,9 @@ def search_main(argv: list[str] | None = None) -> None:
     "clip_ft_search: search for products by text, by image, or by both."
     args = search_arguments(argv)
     _check_search(args)
-    check_project(Paths(args.root), 'embeddings', *([] if args.model else ['model']))
+    needs = ['embeddings'] if args.store is None else []
+    check_project(Paths(args.root), *needs, *([] if args.model else ['model']))
+    _check_store(args)
     from clip_ft.where import parse_where
     where = parse_where(args.where)
     from clip_ft.search_command import search_command
@@ -169,6 +192,7 @@ def serve_main(argv: list[str] | None = None) -> None:
     args = serve_parser().parse_args(argv)
     if not all(map(find_spec, ('fastapi', 'uvicorn', 'mcp'))):
         raise InputError("The search service needs FastAPI, uvicorn and the MCP SDK: run pip install 'clip_ft[serve]'.")
-    check_project(Paths(args.root), 'embeddings', 'model')
+    check_project(Paths(args.root), *(['embeddings'] if args.store is None else []), 'model')
+    _check_store(args)
     from clip_ft.serve_command import serve_command
     serve_command(args)

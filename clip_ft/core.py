@@ -50,6 +50,7 @@ class Paths:
         self.split_json = self.split/'split.json'
         self.rejects_csv = self.processed/'rejects.csv'
         self.embeddings = self.processed/'image_embeddings.npz'
+        self.store = self.processed/'store'
         self.checkpoints = self.root/'checkpoints' if checkpoints is None else Path(checkpoints)
         self.best_checkpoint = self.checkpoints/'best_model.pt'
         self.best_model = self.checkpoints/'best_model'

@@ -135,6 +135,15 @@ def table_of(self: LanceTable, image_names: Iterable[str]) -> pd.DataFrame:
     products = _frame(self._rows(names, [name for name in stored if name != 'image']).select(stored))
     return products.set_index('image', drop=False).loc[names].reset_index(drop=True)
 
+
+@patch
+def head(
+    self: LanceTable,
+    count: int,  # number of rows
+) -> pd.DataFrame:
+    "Some rows of the catalogue."
+    return _frame(self._filled().search().select(_stored_names(self.columns)).limit(count).to_arrow())
+
 # %% ../nbs/64_lance_table.ipynb #c582016a
 PROBES = 20  # minimum number of lists of the vector index that a query reads
 REFINE = 10  # number of candidates, as a multiple of top_k, whose exact scores are computed

@@ -150,7 +150,8 @@ class LiveSearch:
         "What differs between two embeddings files, or versions of a store; None if there is none."
         if self.store:
             alive = [process for process in self.current if process.is_alive]
-            return (await alive[0].ask('version', {}))[1] if alive else None
+            status, version = await alive[0].ask('version', {}) if alive else (0, b'')
+            return version.decode() if status == 200 else None
         with suppress(OSError):
             about = self.embeddings.stat()
             return about.st_mtime_ns, about.st_size, about.st_ino
@@ -206,6 +207,9 @@ async def _replace(self: LiveSearch, stamp: Any) -> None:
         for process in new:
             process.end()
         raise failed[0]
+    if self.store:
+        versions = {process.about['version'] for process in new}
+        self.loaded = versions.pop() if len(versions) == 1 else None  # None: it has changed meanwhile
     old, self.current = self.current, new
     self.generation, self.updated = self.generation + 1, time.time()
     self._begin(_retire(old))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BASE', 'GRID_FORMATS', 'GRID_ENDINGS', 'command_parser', 'non_negative_int', 'get_data_parser', 'preprocess_parser',
            'train_parser', 'train_config', 'tune_parser', 'evaluate_parser', 'export_parser', 'embed_parser',
-           'search_parser', 'search_arguments', 'app_parser', 'serve_parser']
+           'sync_parser', 'search_parser', 'search_arguments', 'app_parser', 'serve_parser']
 
 # %% ../nbs/90_options.ipynb #68a00003
 import re
@@ -82,6 +82,11 @@ def _add_model(parser: ArgumentParser, about: str) -> None:
 def _add_device(parser: ArgumentParser) -> None:
     parser.add_argument('--device', metavar='DEVICE',
                         help='device to use: cuda, cuda:1, mps or cpu; by default the fastest available')
+
+
+def _add_store(parser: ArgumentParser, about: str, default: str | None = None) -> None:
+    place = 'a folder of LanceDB, or an address such as s3://bucket/shop; by default data/processed/store below --root'
+    parser.add_argument('--store', nargs='?', const='', default=default, metavar='PLACE', help=f'{about}: {place}')
 
 # %% ../nbs/90_options.ipynb #68a00008
 def _column_pair(text: str) -> tuple[str, str]:
@@ -262,15 +267,22 @@ def embed_parser() -> ArgumentParser:
     "The options of clip_ft_embed."
     parser = command_parser('Embed the images of all products for search. The same command resumes an interrupted run.')
     _add_model(parser, 'model to embed with')
+    _add_store(parser, 'also write them into this store')
     parser.add_argument('--float16', action='store_true', help='store 16-bit embeddings, which halves the file')
     parser.add_argument('--text-share', type=_share, default=0., metavar='NUMBER',
         help='share of the texts of a product in its embeddings, from 0 to 1; auto chooses it on validation queries')
     return parser
 
+# %% ../nbs/90_options.ipynb #b4763615
+def sync_parser() -> ArgumentParser:
+    "The options of clip_ft_sync."
+    parser = command_parser('Bring a LanceDB store up to date with the table of the project, or resume doing so.')
+    _add_model(parser, 'model to embed with')
+    _add_store(parser, 'store to bring up to date', '')
+    return parser
+
 # %% ../nbs/90_options.ipynb #68a00026
 GRID_FORMATS = ('.png', '.jpg', '.jpeg', '.webp', '.pdf', '.svg')  # endings of the files that Matplotlib writes
-
-
 GRID_ENDINGS = f'{", ".join(GRID_FORMATS[:-1])} or {GRID_FORMATS[-1]}'  # the same, in words
 
 
@@ -292,7 +304,8 @@ def search_parser() -> ArgumentParser:
     add('--no-words', dest='words', action='store_false',
         help='rank by the images alone, not also by the words of names, categories, brands and codes')
     add('--collapse', action='store_true', help='show only one of several near-identical products')
-    add('--json', action='store_true', help='print the results as JSON, with all columns')
+    _add_store(parser, 'search this store')
+    add('--json', action='store_true', help='print JSON, with all columns')
     add('--save-grid', metavar='FILE',
         help=f'also save the images of the results as one file, whose name ends in {GRID_ENDINGS}')
     _add_model(parser, 'model that made the embeddings')
@@ -364,8 +377,8 @@ def serve_parser() -> ArgumentParser:
         help='host name under which clients reach the service; repeat it for several names')
     add('--api-key-file', metavar='FILE', help='file that contains the API key; without it, the environment variable '
         'CLIP_FT_API_KEY is read')
-    add('--processes', type=_processes, metavar='N',
-        help='number of search processes; by default one per core, at most 8')
+    _add_store(parser, 'serve this store')
+    add('--processes', type=_processes, metavar='N', help='search processes; by default one per core, at most 8')
     add('--at-once', type=non_negative_int, default=64, metavar='N',
         help='number of requests that are answered at the same time')
     add('--timeout', type=_positive, default=10.0, metavar='SECONDS', help='time that a request may take')

@@ -127,11 +127,11 @@ def search_command(
     options = dict(image_weight=args.image_weight, without=args.without, where=where, offset=args.offset,
                    collapse=args.collapse, hybrid=args.words)
     paths = Paths(args.root)
-    data = load_embeddings(paths.embeddings)
-    read_where(options['where'], ['image', *data['dataframe'].columns])
-    image_dir = image_folder(catalogue_folder(paths), data['dataframe'])
+    index, products = _index(args.store, paths)
+    read_where(options['where'], ['image', *products.columns])
+    image_dir = image_folder(catalogue_folder(paths), products)
     model, processor = load_model(args.model or paths.best_model, args.device, verbose=False)
-    searcher = Searcher(model, processor, data, image_dir)
+    searcher = Searcher(model, processor, index, image_dir)
     if searcher.match_scale is None:
         print('Run clip_ft_embed again to be told when nothing fits: the embeddings have no scale.', file=sys.stderr)
     if not (args.query or args.image or args.like):
@@ -144,6 +144,16 @@ def search_command(
         print(f'{results_table(results)}\n\nThe images are in {printable(image_dir)}')
     if args.save_grid:
         _save_grid(results, image_dir, args)
+
+
+def _index(store: str | None, paths: Paths) -> tuple[Any, pd.DataFrame]:
+    "What is searched, and products of it."
+    if store is None:
+        data = load_embeddings(paths.embeddings)
+        return data, data['dataframe']
+    from clip_ft.store import open_store  # LanceDB is not always installed
+    opened = open_store(store or paths.store)
+    return opened, opened.head(200)
 
 
 def _json_text(results: pd.DataFrame) -> str:

@@ -183,8 +183,8 @@ class Project(NamedTuple):
         return answers
 
     def _open_store(self) -> Any:
-        from clip_ft.store import LanceStore
-        return LanceStore(self.store)
+        from clip_ft.store import open_store
+        return open_store(self.store).pin()
 
 # %% ../nbs/84_search_process.ipynb #84a00012
 NICE = 10  # priority of loading; 0 is that of answering
@@ -215,7 +215,9 @@ def answer_in_processes(
     project: Project,  # what the model process has loaded
     connections: list[socket.socket],  # one per search process
 ) -> None:
-    "Load the embeddings, fork a process per connection, and answer."
+    "Load the embeddings, fork a process per connection, and answer. Each process opens a store by itself."
+    if project.store:  # it has threads, which a fork would not copy
+        connections = [_fork(connections)]
     try:
         answers = _load_gently(project)
     except Exception as error:
@@ -224,12 +226,17 @@ def answer_in_processes(
         with suppress(OSError):
             Messages(connections[0]).send(dict(failed=str(error)))
         return
+    answer_all(_fork(connections), answers)
+
+
+def _fork(connections: list[socket.socket]) -> socket.socket:
+    "Fork a process per connection, and return the one of this process."
     for number, connection in enumerate(connections[1:], 1):
         if os.fork() == 0:
             _close(connections[:number] + connections[number + 1:])
-            return answer_all(connection, answers)
+            return connection
     _close(connections[1:])
-    answer_all(connections[0], answers)
+    return connections[0]
 
 
 def _close(connections: list[socket.socket]) -> None:

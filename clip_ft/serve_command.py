@@ -16,7 +16,7 @@ from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from uvicorn import Config, Server
-from .core import InputError, printable
+from .core import InputError, Paths, printable
 from .guard import ServiceSettings, TimedProtocol
 from .live_search import LiveSearch
 from .mcp_service import serve_mcp
@@ -75,13 +75,18 @@ def listen(
                          'Choose others with --host and --port.') from None
 
 
+def _store(args: Namespace) -> str:
+    "Where the store is; empty to serve the embeddings file."
+    return '' if args.store is None else args.store or str(Paths(args.root).store)
+
+
 async def _serve_mcp(args: Namespace, settings: ServiceSettings) -> None:
-    async with LiveSearch(args.root, '', args.processes or None) as live:
+    async with LiveSearch(args.root, _store(args), args.processes or None) as live:
         await serve_mcp(live, settings)
 
 
 async def _serve(args: Namespace, settings: ServiceSettings, connection: socket.socket) -> None:
-    async with LiveSearch(args.root, '', args.processes or None) as live:
+    async with LiveSearch(args.root, _store(args), args.processes or None) as live:
         host, port = connection.getsockname()[:2]
         address = f'http://[{host}]:{port}' if ':' in host else f'http://{host}:{port}'
         count = live.current[0].about["products"]
