@@ -186,7 +186,7 @@ def find_products(
 ) -> pd.DataFrame:  # products in the order of the page
     "The products for a query. Raises InputError if the query is invalid, or the model has changed."
     check_model(searcher)
-    if query.is_empty:
+    if query.is_empty or not facets.mask(query.where).any():  # the page says which filters leave no product
         found = browse(facets, query.where, query.top_k)
     else:
         found = searcher.search(

@@ -21,7 +21,7 @@ from .cards import MAX_UPLOAD, Chip, Thumbnails, chip_row, column_label, details
 from .cards import product_name
 from .core import InputError, atomic_write
 from .facets import Facets
-from .languages import language, phrase
+from .languages import ENGLISH, language, phrase
 from .page import LOG, Query, counts_without, example_queries, position_changes
 from .rendering import render_template, thumbnail
 from .match_scale import match_note
@@ -108,8 +108,9 @@ def error_text(
     error: Exception,  # error of a search or an export
     public: bool = False,  # whether visitors see the text
 ) -> str:  # one or two sentences
-    "The text of an error. On a public page, it contains no paths and no internals; these are logged."
-    if isinstance(error, InputError) and not (public and _PATH.search(str(error))):
+    "The text of an error. On a public page, it has no paths and no internals and is translated; the rest is logged."
+    hidden = public and (language() != ENGLISH or _PATH.search(str(error)))  # messages are written in English
+    if isinstance(error, InputError) and not hidden:
         return str(error)
     if not public:
         return f'{type(error).__name__}: {error}.'
@@ -135,7 +136,8 @@ def unreadable_upload(
     error: Exception,  # why the image cannot be opened
 ) -> Markup:  # HTML
     "A message about an uploaded file that is not an image."
-    text = phrase('upload.unreadable.advice', problem=str(error))
+    problem = f'{error}. ' if language() == ENGLISH else ''
+    text = problem + phrase('upload.unreadable.advice')
     return message(phrase('upload.unreadable'), text, [start_again()])
 
 

@@ -16,15 +16,16 @@ from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from tornado.web import GZipContentEncoding, HTTPError
+from tornado.web import Finish, GZipContentEncoding
 from traitlets.config import Config
 from typing import Any
 from urllib.parse import urlsplit
 
 from .cards import MAX_UPLOAD
 from .core import InputError
-from .languages import languages, texts_of
+from .languages import choose_language, languages, texts_of
 from .kernels import end_warm_process, start_warm_process, write_kernel_spec
+from .rendering import render_template
 
 # %% ../nbs/76_serve.ipynb #76a00007
 def write_site(
@@ -60,17 +61,21 @@ POLICY = '; '.join([
 EXTENSIONS = ['@jupyter-widgets/jupyterlab-manager', 'anywidget', '@voila-dashboards/widgets-manager8']
 
 
-def _admit(visitors: int) -> Any:
+def _admit(visitors: int, language: str) -> Any:
     "A function that Voila calls before it starts a kernel."
     def admit(handler: Any, **_: Any) -> None:
         if len(handler.kernel_manager) >= visitors:
-            raise HTTPError(503, 'The search page has too many visitors at the moment. Try again in a few minutes.')
+            code = language or choose_language(handler.request.headers.get('Accept-Language', ''))
+            handler.set_status(503)
+            handler.set_header('Retry-After', '120')
+            raise Finish(render_template('full.html', code=code, text=texts_of(code)['full']))
     return admit
 
 
 def server_config(
     hosts: list[str],  # names under which visitors reach the server, besides localhost
     visitors: int,  # maximum number of kernels, one per open page
+    language: str = '',  # of the page; empty for the language of each visitor's browser
 ) -> Config:  # settings of Voila
     "Settings for a page that unknown people visit."
     config = Config()
@@ -88,7 +93,7 @@ def server_config(
     config.VoilaConfiguration.update(
         template='clip_ft', http_header_envs=['accept-language'], allow_template_override='NO',
         allow_theme_override='NO', show_tracebacks=False,
-        file_allowlist=[], extension_allowlist=EXTENSIONS, prelaunch_hook=_admit(visitors))
+        file_allowlist=[], extension_allowlist=EXTENSIONS, prelaunch_hook=_admit(visitors, language))
     config.VoilaExecutor.cell_error_instruction = 'The operator finds the reason in the log of the server.'
     config.MappingKernelManager.update(cull_idle_timeout=IDLE, cull_interval=10, cull_connected=False, cull_busy=True)
     config.ZMQChannelsWebsocketConnection.iopub_data_rate_limit = 50_000_000  # a contact sheet is one large message
@@ -156,7 +161,7 @@ def app_command(
     settings: list[str],  # settings of Voila, such as --Voila.port=80
 ) -> None:
     "Serve the search page until the server is stopped."
-    config = server_config(args.host, args.visitors)
+    config = server_config(args.host, args.visitors, args.language)
     config.Voila.update(port=args.port, port_retries=0, open_browser=not args.no_browser)
     with TemporaryDirectory(prefix='clip_ft_') as folder:
         _serve(Path(folder), args, config, settings)
