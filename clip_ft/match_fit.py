@@ -12,16 +12,17 @@ import numpy as np
 import pandas as pd
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from fastcore.basics import patch
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from .archives import open_arrays
 from .cleaning import as_texts
 from .core import InputError, atomic_write
 from .data import duplicate_groups
 from clip_ft.match_scale import (
-    NEIGHBOURS, TOP, Rows, Scale, column_values, fit_scale, image_features, invented_words, product_words, query_words,
-    rows_by_word, text_features, word_columns,
+    NEIGHBOURS, TEXT_FEATURES, TOP, Example, Rows, Scale, column_values, densities, fit_scale, image_features,
+    invented_words, product_words, query_words, rows_by_word, text_features, word_columns,
 )
 from .record import DAMAGED
 from .texts import ATTRIBUTES, category_words
@@ -91,7 +92,8 @@ class Examples:
         self.categories = as_texts(products['category']).to_numpy(object)
         self.columns = word_columns(products)
         self.words = product_words(products, self.columns)
-        self.having = rows_by_word(self.words)
+        self.texts = product_words(products, [*self.columns, 'description'])
+        self.having, self.mentioning = rows_by_word(self.words), rows_by_word(self.texts)
         self.kinds = column_values(products, 'category')
         self.codes = pd.Index(self.kinds, dtype=object).get_indexer(self.categories)
         self.family_of = dict(zip(self.kinds, families(self.kinds)))
@@ -101,41 +103,60 @@ class Examples:
         names = list(category_words(pd.Series(self.kinds, dtype=object)))
         self.kind_vectors = embed(names) if names else vectors[:0]
 
-    def _rows(
-        self, cosines: np.ndarray, taken: np.ndarray | None, hidden: frozenset[str] = frozenset(),
-        order: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, Rows]:
-        "The best products."
-        order = cosines if order is None else order
-        order = order if taken is None else np.where(taken, -np.inf, order)
-        best = np.argpartition(-order, TOP)[:TOP] if len(order) > TOP else np.arange(len(order))
-        best = best[np.argsort(-order[best], kind='stable')]
-        return best, Rows(cosines[best], self.codes[best], [self.words[row] - hidden for row in best])
+    def kind_scores(self,
+        near: np.ndarray,  # float [K], cosines of a query with the names of the categories
+        taken: np.ndarray | None,  # bool [N]: products that are taken out
+    ) -> np.ndarray:  # float [K]
+        "Standardise cosines by those of the categories that are left."
+        left = near if taken is None else near[np.unique(self.codes[~taken & (self.codes >= 0)])]
+        return (near - left.mean())/max(left.std(), 1e-6) if len(left) else near
 
-    def of_text(self,
-        text: str,  # query
-        cosines: np.ndarray,  # float [N], of its embedding with the products
-        near: np.ndarray,  # float [K], and with the names of the categories
-        taken: np.ndarray | None = None,  # bool [N]: products that are taken out
-        hidden: frozenset[str] = frozenset(),  # words that no product is said to have
-    ) -> tuple[np.ndarray, np.ndarray]:  # rows of the best products by words and by embeddings; their features
-        "The features of the best products for a text."
-        asked, scores = query_words(text), near
-        kept = cosines if taken is None else cosines[~taken]
-        counts = {word: len(self.having.get(word, ())) for word in asked if word not in hidden}
-        if taken is not None:
-            near = near[np.isin(np.arange(len(near)), self.codes[~taken])] if len(near) else near
-            counts = {word: count - int(taken[self.having[word]].sum()) for word, count in counts.items() if count}
-        scores = (scores - near.mean())/max(near.std(), 1e-6) if len(near) else scores
-        best, top = self._rows(cosines, taken, hidden)
-        shown, rows = best, top
-        if self.match_words:
-            matched = self.match_words(' '.join(word for word in text.split() if hidden.isdisjoint(query_words(word))))
-            shown, rows = self._rows(cosines, taken, hidden, cosines + WORDS*kept.std()*matched)
-        spread = float(kept.mean()), float(kept.std())
-        features = [text_features(asked, counts, len(kept), scores, spread, each, top) for each in (rows, top)]
-        return np.concatenate([shown[:SHOWN], best[:SHOWN]]), np.concatenate([each[:SHOWN] for each in features])
+# %% ../nbs/27_match_fit.ipynb #434c5cc5
+@patch
+def _rows(
+    self: Examples, cosines: np.ndarray, taken: np.ndarray | None, hidden: frozenset[str] = frozenset(),
+    order: np.ndarray | None = None,
+) -> tuple[np.ndarray, Rows]:
+    "The best products."
+    order = cosines if order is None else order
+    order = order if taken is None else np.where(taken, -np.inf, order)
+    best = np.argpartition(-order, TOP)[:TOP] if len(order) > TOP else np.arange(len(order))
+    best = best[np.argsort(-order[best], kind='stable')]
+    return best, Rows(cosines[best], self.codes[best], *([words[row] - hidden for row in best]
+                                                 for words in (self.words, self.texts)))
 
+
+def _counts(
+    having: dict[str, np.ndarray], asked: list[str], taken: np.ndarray | None, hidden: frozenset[str]
+) -> dict[str, int]:
+    "Number of products by word, for the words of a query that occur."
+    rows = {word: having[word] for word in asked if word in having and word not in hidden}
+    counts = {word: len(each) if taken is None else int((~taken[each]).sum()) for word, each in rows.items()}
+    return {word: count for word, count in counts.items() if count}
+
+
+@patch
+def of_text(self: Examples,
+    text: str,  # query
+    cosines: np.ndarray,  # float [N], of its embedding with the products
+    near: np.ndarray,  # float [K], and with the names of the categories
+    taken: np.ndarray | None = None,  # bool [N]: products that are taken out
+    hidden: frozenset[str] = frozenset(),  # words that no product is said to have
+) -> tuple[np.ndarray, np.ndarray]:  # rows of the best products by words and by embeddings; their features
+    "The features of the best products for a text."
+    asked = query_words(text)
+    kept = cosines if taken is None else cosines[~taken]
+    known = _counts(self.having, asked, taken, hidden)
+    described = _counts(self.mentioning, asked, taken, hidden)
+    scores = self.kind_scores(near, taken)
+    best, top = self._rows(cosines, taken, hidden)
+    shown, rows = best, top
+    if self.match_words:
+        matched = self.match_words(' '.join(word for word in text.split() if hidden.isdisjoint(query_words(word))))
+        shown, rows = self._rows(cosines, taken, hidden, cosines + WORDS*kept.std()*matched)
+    spread = float(kept.mean()), float(kept.std())
+    features = [text_features(asked, known, described, len(kept), scores, spread, each, top) for each in (rows, top)]
+    return np.concatenate([shown[:SHOWN], best[:SHOWN]]), np.concatenate([each[:SHOWN] for each in features])
 
 # %% ../nbs/27_match_fit.ipynb #7b9f6716
 HIDDEN_WEIGHT = .3  # weight of the queries whose category is hidden, relative to the others
@@ -162,30 +183,42 @@ def fit_text_scale(
                 found += _text_examples(examples, queries.iloc[row], cosines, near[row])
             else:
                 features = examples.of_text(nonsense[row - len(queries)], cosines, near[row])[1]
-                found.append((features, np.zeros(2*SHOWN, bool), 1., False, True))
+                found.append(Example(features, np.zeros(2*SHOWN, bool), nothing=True))
     return fit_scale(*(np.array(part) for part in zip(*found)))
 
 
-def _text_examples(examples: Examples, query: pd.Series, cosines: np.ndarray, near: np.ndarray) -> list[tuple]:
-    "Arguments of fit_scale for a query as it is, without its products, and with its category hidden."
+def _text_examples(examples: Examples, query: pd.Series, cosines: np.ndarray, near: np.ndarray) -> list[Example]:
+    "A query as it is, without its products, and with its category hidden."
     none = np.zeros(2*SHOWN, bool)
     best, features = examples.of_text(query.text, cosines, near)
     right = examples.categories[best] == query.category
     if query.colour:
         right &= examples.colours[best] == query.colour
+    asked = set(query_words(query.text))
+    told = query.source == 'description'
+    if told:  # such as "Blue and easy to wear", which does not name a category
+        right |= np.array([examples.texts[row] >= asked for row in best])
     taken = examples.family == examples.family_of.get(query.category, -1)
-    found = [(features, right, 1., query.source != 'description', False)]
-    if 0 < taken.sum() < len(taken) - TOP:
+    found = [Example(features, right, typical=not told or bool(right.any()))]
+    if 0 < taken.sum() < len(taken) - TOP and (not told or asked >= set(query_words(query.category))):
         features = examples.of_text(query.text, cosines, near, taken)[1]
-        found.append((features, none, 1., False, not features[:, -1].any()))
+        found.append(Example(features, none, nothing=not features[:, TEXT_FEATURES.index('words')].any()))
     if 'category' in query.source:
         hidden = frozenset(query_words(query.category))
         features = examples.of_text(query.text, cosines, near, hidden=hidden)[1]
-        found.append((features, right, HIDDEN_WEIGHT, False, False))
+        found.append(Example(features, right, HIDDEN_WEIGHT))
     return found
 
 # %% ../nbs/27_match_fit.ipynb #77c464c5
 PHOTOS = 200  # number of images that are sampled
+
+
+class _Photo(NamedTuple):
+    "A query by image."
+    best: np.ndarray  # int [TOP], rows of the nearest products
+    top: Rows  # these products
+    right: np.ndarray  # bool [TOP]
+    answerable: bool
 
 
 def fit_image_scale(
@@ -204,23 +237,16 @@ def fit_image_scale(
             if len(taken) - taken.sum() > TOP:
                 best, top = examples._rows(cosines, taken)
                 right = answerable & (examples.categories[best] == examples.categories[row])
-                found.append((best, top, right, answerable))
-    shown = np.unique([best[:NEIGHBOURS] for best, *_ in found])
-    dense = dict(zip(shown, _densities(examples.vectors, shown)))
-    features = [image_features(top.cosines, np.array([dense[row] for row in best[:NEIGHBOURS]]), top, top)[:SHOWN]
-                for best, top, *_ in found]
-    right, typical = (np.array([each[part] for each in found]) for part in (2, 3))
-    return fit_scale(np.array(features), right[:, :SHOWN], np.ones(len(found)), typical, ~typical)
-
-
-def _densities(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    "Mean cosine of some products with the products nearest to them."
-    found = []
-    for start in range(0, len(rows), 64):
-        around = vectors[rows[start:start + 64]] @ vectors.T
-        nearest = np.sort(np.partition(around, -NEIGHBOURS - 1)[:, -NEIGHBOURS - 1:])
-        found.append(nearest[:, :-1].mean(axis=1))  # without the product itself
-    return np.concatenate(found)
+                found.append(_Photo(best, top, right, answerable))
+    shown = np.unique([photo.best[:NEIGHBOURS] for photo in found])
+    dense = dict(zip(shown, densities(examples.vectors, shown)))
+    features = []
+    for photo in found:
+        around = np.array([dense[row] for row in photo.best[:NEIGHBOURS]])
+        features.append(image_features(photo.top.cosines, around, photo.top, photo.top)[:SHOWN])
+    typical = np.array([photo.answerable for photo in found])
+    right = np.array([photo.right[:SHOWN] for photo in found])
+    return fit_scale(np.array(features), right, np.ones(len(found)), typical, ~typical)
 
 # %% ../nbs/27_match_fit.ipynb #b77cb24e
 @dataclass
@@ -229,7 +255,8 @@ class MatchScale:
     about: dict  # weights_hash, image_set and text_share of the embeddings, and a digest of the products
     size: int  # number of products
     columns: list[str]  # columns whose words count
-    counts: dict[str, int]  # number of products by word
+    counts: dict[str, int]  # number of products by word of these columns
+    described: dict[str, int]  # number of products by word, of their descriptions too
     kinds: list[str]  # categories
     kind_vectors: np.ndarray  # float32 [K, D], embeddings of their names
     text: Scale | None  # for queries by text
@@ -239,7 +266,8 @@ class MatchScale:
         "Results as the features require them."
         categories = as_texts(products.get('category', pd.Series([''] * len(products)))).str.strip()
         kinds = pd.Index(self.kinds, dtype=object).get_indexer(categories.to_numpy(object))
-        return Rows(products['clip_score'].to_numpy(float)/100, kinds, product_words(products, self.columns))
+        return Rows(products['clip_score'].to_numpy(float)/100, kinds, product_words(products, self.columns),
+                    product_words(products, [*self.columns, 'description']))
 
     def has_words(self,
         products: pd.DataFrame,  # n results
@@ -262,7 +290,7 @@ class MatchScale:
         near = self.kind_vectors @ vector
         scores = (near - near.mean())/max(near.std(), 1e-6)
         best, asked = self._rows(top.head(TOP)), query_words(text)
-        judged = [self.text(text_features(asked, self.counts, self.size, scores, spread, rows, best))
+        judged = [self.text(text_features(asked, self.counts, self.described, self.size, scores, spread, rows, best))
                   for rows in (self._rows(products), best)]
         return judged[0], float(np.concatenate([each[:SHOWN] for each in judged]).max(initial=0))
 
@@ -286,10 +314,12 @@ def fit_match_scale(
     embed: Callable[[list[str]], np.ndarray],  # embeds texts, float32 [n, D]
     match_words: Callable[[str], np.ndarray] | None,  # score of the words of each product for a text, float [N]
     about: Mapping[str, Any],  # weights_hash, image_set and text_share of the embeddings, and a digest of the products
+    seed: int = 0,  # seed of the example queries
 ) -> MatchScale:
     "Fit both scales."
-    size, words = len(vectors), rows_by_word(product_words(products, word_columns(products)))
-    counts = {word: len(found) for word, found in words.items()}
+    size, columns = len(vectors), word_columns(products)
+    known, described = ({word: len(found) for word, found in rows_by_word(product_words(products, names)).items()}
+                        for names in (columns, [*columns, 'description']))
     step = -(-size//MOST)
     if step > 1:  # evenly spaced products
         kept = np.union1d(np.arange(0, size, step), rows[:MOST//10])
@@ -297,8 +327,8 @@ def fit_match_scale(
             match_words = partial(_scores_of, match_words, kept)
         vectors, products, rows = vectors[kept], products.iloc[kept], np.searchsorted(kept, rows[:MOST//10])
     examples = Examples(vectors, products, embed, match_words)
-    return MatchScale(dict(about), size, examples.columns, counts, examples.kinds, examples.kind_vectors,
-                      fit_text_scale(examples, rows), fit_image_scale(examples, rows))
+    return MatchScale(dict(about), size, columns, known, described, examples.kinds, examples.kind_vectors,
+                      fit_text_scale(examples, rows, seed), fit_image_scale(examples, rows, seed))
 
 
 def _scores_of(match_words: Callable[[str], np.ndarray], rows: np.ndarray, text: str) -> np.ndarray:
@@ -313,8 +343,8 @@ def save_scale(
     scale: MatchScale,  # from fit_match_scale
 ) -> None:
     "Store the scales."
-    about = dict(format='clip_ft match 1', about=scale.about, size=scale.size, columns=scale.columns,
-                 counts=scale.counts, kinds=scale.kinds)
+    about = dict(format='clip_ft match 2', about=scale.about, size=scale.size, columns=scale.columns,
+                 counts=scale.counts, described=scale.described, kinds=scale.kinds)
     for name in ('text', 'image'):
         part = getattr(scale, name)
         about[name] = part and dict(mean=part.mean.tolist(), weights=part.weights.tolist(), bias=part.bias,
@@ -331,8 +361,8 @@ def load_scale(
     try:
         with open_arrays(path) as file:
             vectors, stored = file['kind_vectors'], json.loads(file['about'].tobytes())
-        scale = MatchScale(stored['about'], stored['size'], stored['columns'], stored['counts'], stored['kinds'],
-                           vectors, _scale(stored['text']), _scale(stored['image']))
+        scale = MatchScale(stored['about'], stored['size'], stored['columns'], stored['counts'], stored['described'],
+                           stored['kinds'], vectors, _scale(stored['text']), _scale(stored['image']))
     except (InputError, *DAMAGED):
         return None
     return scale if about.items() <= scale.about.items() else None

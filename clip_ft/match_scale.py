@@ -6,7 +6,7 @@
 __all__ = ['SILENT', 'LONG', 'TOP', 'TEXT_FEATURES', 'IMAGE_FEATURES', 'NEIGHBOURS', 'FLOOR', 'GOOD', 'ANSWERABLE',
            'UNANSWERABLE', 'NO_MATCH', 'query_words', 'word_columns', 'product_words', 'rows_by_word', 'invented_words',
            'column_values', 'named_value', 'named_values', 'Rows', 'agreement', 'text_features', 'image_features',
-           'Scale', 'fit_scale', 'with_match', 'match_note']
+           'densities', 'Scale', 'Example', 'fit_scale', 'with_match', 'match_note']
 
 # %% ../nbs/18_match_scale.ipynb #3c03f953
 import numpy as np
@@ -131,14 +131,15 @@ def named_values(
 
 # %% ../nbs/18_match_scale.ipynb #5d716746
 TOP = 10  # nearest products that the features are computed from
-TEXT_FEATURES = ('height', 'cosine', 'agreement', 'kind', 'known', 'words')
+TEXT_FEATURES = ('height', 'cosine', 'agreement', 'kind', 'known', 'described', 'words', 'covered')
 
 
 class Rows(NamedTuple):
     "Some products, best first, as the features require them."
     cosines: np.ndarray  # float [n], with the query
     kinds: np.ndarray  # int [n], number of the category; -1 if unknown
-    words: list[frozenset[str]]  # n sets of words
+    words: list[frozenset[str]]  # n sets of words, of name, category and attributes
+    texts: list[frozenset[str]]  # n sets of words, of the descriptions too
 
 
 def agreement(
@@ -152,23 +153,27 @@ def agreement(
 
 def text_features(
     asked: Collection[str],  # words of the query
-    known: Mapping[str, int],  # number of products by word
+    known: Mapping[str, int],  # number of products by word of their names, categories and attributes
+    described: Mapping[str, int],  # number of products by word, of their descriptions too
     size: int,  # number of products
     kind_scores: np.ndarray,  # float [K], standardised cosines of the query with the names of the categories
     spread: tuple[float, float],  # mean and standard deviation of the cosines over the catalogue
     rows: Rows,  # n products
     top: Rows,  # the products whose embeddings are nearest
-) -> np.ndarray:  # float [n, 6], columns as in TEXT_FEATURES
+) -> np.ndarray:  # float [n, 8], columns as in TEXT_FEATURES
     "The features of products for a query by text."
-    counts = np.array([known.get(word, 0) for word in asked])
+    counts = np.array([described.get(word, 0) for word in asked])
     rarity = np.log((size + 1)/(counts + .5))
+    rarity /= max(rarity.sum(), 1e-9)
     features = np.zeros((len(rows.cosines), len(TEXT_FEATURES)))
     features[:, 0] = (rows.cosines - spread[0])/max(spread[1], 1e-6)
     features[:, 1] = rows.cosines
     features[:, 2] = agreement(rows, top)
     features[:, 3] = np.append(kind_scores, 0)[rows.kinds]
-    features[:, 4] = rarity[counts > 0].sum()/rarity.sum() if len(counts) else 0
-    features[:, 5] = [bool(asked) and words.issuperset(asked) for words in rows.words]
+    features[:, 4] = rarity @ np.array([word in known for word in asked], dtype=float)
+    features[:, 5] = rarity[counts > 0].sum()
+    features[:, 6] = [bool(asked) and words.issuperset(asked) for words in rows.words]
+    features[:, 7] = [rarity @ np.array([word in words for word in asked], dtype=float) for words in rows.texts]
     return features
 
 # %% ../nbs/18_match_scale.ipynb #a4f073b9
@@ -190,6 +195,19 @@ def image_features(
     if len(near):
         features[:, 2] = np.log((1.001 - dense.mean())/(1.001 - near.mean()))
     return features
+
+
+def densities(
+    vectors: np.ndarray,  # float32 [N, D], rows of length 1, one per product
+    rows: np.ndarray,  # int [m], some of these products
+) -> np.ndarray:  # float [m]
+    "Mean cosine of some products with the products nearest to them."
+    found = []
+    for start in range(0, len(rows), 64):
+        around = vectors[rows[start:start + 64]] @ vectors.T
+        nearest = np.sort(np.partition(around, -NEIGHBOURS - 1)[:, -NEIGHBOURS - 1:])
+        found.append(nearest[:, :-1].mean(axis=1))  # without the product itself
+    return np.concatenate(found)
 
 # %% ../nbs/18_match_scale.ipynb #66086d77
 FLOOR, GOOD = .3, .6  # scores from which a match is weak, and good
@@ -232,6 +250,15 @@ def _newton(features: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.
     return found
 
 # %% ../nbs/18_match_scale.ipynb #7744e269
+class Example(NamedTuple):
+    "A query to learn from, as fit_scale requires it."
+    features: np.ndarray  # float [n, F], of the best products
+    right: np.ndarray  # bool [n]
+    weight: float = 1.
+    typical: bool = False  # whether it determines the points of the scale
+    nothing: bool = False  # whether it is unanswerable, and determines the floor
+
+
 def fit_scale(
     features: np.ndarray,  # float [Q, n, F], of the n nearest products of each query
     right: np.ndarray,  # bool [Q, n]: whether each product is right
