@@ -22,6 +22,7 @@ from typing import Any
 from .core import InputError, name_disk_errors
 from .exact import RankingIndex, first_of_each
 from .views import product_keys, product_table
+from .words import indexed_texts
 from .where import OWN, Condition, column_name, read_where, stored_name, where_sql, with_scores, without_numbers
 
 # %% ../nbs/64_lance_table.ipynb #71a6d188
@@ -50,7 +51,7 @@ class LanceTable(RankingIndex):
                 return None  # or another process is creating it
             reason = str(error).partition('\n')[0][:200]
             raise InputError(f'The table {self.name!r} in {self.uri} cannot be opened: {reason}') from None
-        if META in (table.schema.metadata or {}) and {'image', *OWN} <= set(table.schema.names):
+        if META in (table.schema.metadata or {}) and {'image', 'vector', 'digest'} <= set(table.schema.names):
             return table
         raise InputError(f'The table {self.name!r} in {self.uri} was not made by this version of clip_ft: '
                          'use another folder.')
@@ -177,13 +178,19 @@ def _best_of_products(query: Any, count: int) -> pa.Table:
         depth *= 2
 
 # %% ../nbs/64_lance_table.ipynb #df11ffcd
+@patch(as_prop=True)
+def word_column(self: LanceTable) -> str:
+    "The column whose words are searched."
+    return '_words' if '_words' in self._filled().schema.names else 'display name'
+
+
 @patch
 def word_scores(self: LanceTable, text: str, top_k: int, where: dict | None) -> dict[str, float]:
-    "BM25 of the names of products, as described in RankingIndex."
-    if 'display name' not in self.columns:
+    "BM25 of the words of products, as described in RankingIndex."
+    if self.word_column not in self._filled().schema.names:
         return {}
     sql = ' AND '.join(f'({part})' for part in (self._sql(where), self._mains) if part)
-    words = MatchQuery(re.sub('[\ud800-\udfff]', ' ', text), column='display name')  # without what is not UTF-8
+    words = MatchQuery(re.sub('[\ud800-\udfff]', ' ', text), column=self.word_column)  # without what is not UTF-8
     query = self._filled().search(words).select(['image', '_score']).limit(top_k)
     found = (query.where(sql, prefilter=True) if sql else query).to_arrow()
     return dict(zip(found['image'].to_pylist(), found['_score'].to_pylist()))
@@ -218,9 +225,10 @@ def write(
     text_share: float = 0.,  # share of the texts in the embeddings
 ) -> None:
     "Add or replace products. Raises `InputError` for embeddings of another model."
+    words = indexed_texts(products)
     products = products.rename(columns=lambda name: stored_name(str(name)))
     if self.table is None:
-        self.table = self._create(list(products), vectors.shape[1], made_by, text_share)
+        self.table = self._create([*products, '_words'], vectors.shape[1], made_by, text_share)
     self._check_model(made_by, text_share)
     new = [name for name in products if name not in self.table.schema.names]
     if new:
@@ -228,7 +236,7 @@ def write(
     schema = self.table.schema
     empty = [''] * len(products)
     texts = {name: products[name].astype(object).tolist() if name in products else empty for name in schema.names}
-    texts['digest'] = list(digests)
+    texts |= {'digest': list(digests)} | ({'_words': words} if '_words' in texts else {})
     arrays = {name: pa.array(values, pa.string()) for name, values in texts.items()}
     numbers = np.ascontiguousarray(vectors, np.float32).ravel()
     arrays['vector'] = pa.FixedSizeListArray.from_arrays(numbers, vectors.shape[1])

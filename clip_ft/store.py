@@ -186,8 +186,8 @@ def optimize(
     "Merge small fragments, and build or update indexes. Other processes may read and write meanwhile."
     table = self._filled()
     indexed = {index.columns[0].strip('`') for index in table.list_indices()}
-    if 'display name' in self.columns and 'display name' not in indexed:
-        table.create_index('display name', config=FTS())
+    if self.word_column in table.schema.names and self.word_column not in indexed:
+        table.create_index(self.word_column, config=FTS())
     if table.count_rows() >= index_from:
         head = _texts(table.search().select(_stored_names(self.columns)).limit(10_000).to_arrow())
         for name, texts in head.items():

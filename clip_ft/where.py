@@ -240,7 +240,7 @@ def with_scores(
     return found
 
 # %% ../nbs/61_where.ipynb #a44b16bd
-OWN = ('vector', 'digest')  # columns of the store that are not columns of the catalogue
+OWN = ('vector', 'digest', '_words')  # columns of the store that are not columns of the catalogue
 
 def stored_name(
     column: str,  # name of a column of the catalogue

@@ -112,3 +112,24 @@ def test_sync_deletes_only_what_is_gone(tmp_path):
         assert sorted(store.dataframe['image']) == sorted(left['image'])
         store.sync(model, processor, products, tmp_path, progress=False)
     assert all(np.allclose(store.vectors([name])[0], vectors[name], atol=1e-6) for name in names)
+
+
+def test_words_of_all_indexed_columns(tmp_path):
+    "Brands and codes are found by their words, and a store of an earlier version is searched by names."
+    products = pd.DataFrame({'image': ['1.jpg', '2.jpg', '3.jpg'], 'display name': ['Red dress', 'Blue jeans', 'Cap'],
+                             'category': ['Dresses', 'Jeans', 'Hats'], 'brand': ['Fjord', 'Sol', 'Fjord'],
+                             'sku': ['A-1', 'B-22', 'C-333']})
+    vectors = np.eye(3, 4, dtype=np.float32)
+    store = LanceStore(tmp_path/'store')
+    store.write(products, ['a', 'b', 'c'], vectors, 'model')
+    store.optimize()
+    assert store.columns == list(products)
+    assert set(store.match('fjord', 3)) == {'1.jpg', '3.jpg'}
+    assert (store.match('B-22', 1), store.match('hats', 3, {'brand': 'Sol'})) == (['2.jpg'], [])
+    store.write(products.iloc[[1]].assign(brand='Nord'), ['b'], vectors[[1]], 'model')
+    assert (store.match('sol', 3), store.match('nord', 3)) == ([], ['2.jpg'])
+    store.table.drop_columns(['_words'])
+    old = LanceStore(tmp_path/'store')
+    old.write(products.iloc[[0]], ['a'], vectors[[0]], 'model')
+    old.optimize()
+    assert (old.match('fjord', 3), old.match('dress', 3)) == ([], ['1.jpg'])
