@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_project', 'get_data_main', 'preprocess_main', 'train_main', 'tune_main', 'evaluate_main', 'export_main',
-           'embed_main', 'sync_main', 'search_main', 'app_main', 'serve_main']
+           'embed_main', 'sync_main', 'search_main', 'app_main', 'serve_main', 'checkup_main']
 
 # %% ../nbs/99_commands.ipynb #79a00003
 import os
@@ -13,7 +13,8 @@ from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
 from .core import InputError, Paths, console_script, printable, writable_file
-from .options import GRID_ENDINGS, GRID_FORMATS, app_parser, embed_parser, evaluate_parser, export_parser
+from .options import GRID_ENDINGS, GRID_FORMATS, app_parser, checkup_parser, embed_parser, evaluate_parser
+from .options import export_parser
 from .options import get_data_parser, preprocess_parser, search_arguments, train_config, train_parser
 from .options import serve_parser, sync_parser, tune_parser
 from .settings import TrainConfig, demo_config
@@ -196,3 +197,14 @@ def serve_main(argv: list[str] | None = None) -> None:
     _check_store(args)
     from clip_ft.serve_command import serve_command
     serve_command(args)
+
+# %% ../nbs/99_commands.ipynb #79a00041
+@console_script
+def checkup_main(argv: list[str] | None = None) -> None:
+    "clip_ft_checkup: find what is wrong with the catalogue."
+    args = checkup_parser().parse_args(argv)
+    if not 0 <= args.least <= 1:
+        raise InputError(f'--least must be from 0 to 1, not {args.least:g}.')
+    check_project(Paths(args.root), 'split', 'embeddings')
+    from clip_ft.checkup_report import checkup_command
+    checkup_command(args)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BASE', 'GRID_FORMATS', 'GRID_ENDINGS', 'command_parser', 'non_negative_int', 'get_data_parser', 'preprocess_parser',
            'train_parser', 'train_config', 'tune_parser', 'evaluate_parser', 'export_parser', 'embed_parser',
-           'sync_parser', 'search_parser', 'search_arguments', 'app_parser', 'serve_parser']
+           'sync_parser', 'search_parser', 'search_arguments', 'app_parser', 'serve_parser', 'checkup_parser']
 
 # %% ../nbs/98_options.ipynb #68a00003
 import re
@@ -255,10 +255,8 @@ def export_parser() -> ArgumentParser:
 # %% ../nbs/98_options.ipynb #68a00024
 def _share(text: str) -> float | None:
     "Parse a share; None for auto."
-    if text == 'auto':
-        return None
-    value = _number(text)
-    if not 0 <= value <= 1:
+    value = None if text == 'auto' else _number(text)
+    if not 0 <= (value or 0) <= 1:
         raise ArgumentTypeError('must be auto or a number from 0 to 1')
     return value
 
@@ -330,35 +328,33 @@ def _host_name(text: str) -> str:
     return text
 
 
-def _port(text: str) -> int:
-    "Check a port; an argparse type."
-    if not text.isdecimal() or not 0 < int(text[:9]) < 65536:
-        raise ArgumentTypeError('must be a port, from 1 to 65535')
-    return int(text)
+def _up_to(most: int, kind: str) -> Callable[[str], int]:
+    "An argparse type for a number from 1."
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not 0 < int(text[:9]) <= most:
+            raise ArgumentTypeError(f'must be {kind} from 1 to {most}')
+        return int(text)
+    return parse
 
 
 def app_parser() -> ArgumentParser:
     "The options of clip_ft_app."
     parser = command_parser('Serve the search page to visitors. Settings of Voila can be added, as --Class.name=value.')
     add = parser.add_argument
-    add('--port', type=_port, default=8866, metavar='N', help='port to listen on')
+    add('--port', type=_up_to(65535, 'a port'), default=8866, metavar='N', help='port to listen on')
     add('--no-browser', action='store_true', help='do not open the page in a browser')
     add('--host', type=_host_name, action='append', default=[], metavar='NAME',
         help='name under which visitors reach the server; repeat it for several names')
     add('--visitors', type=non_negative_int, default=40, metavar='N', help='maximum number of open pages')
     add('--title', metavar='TEXT', help='name of the browser tab; by default the name of the folder')
-    add('--language', default='', choices=('en', 'ru'), metavar='CODE',
-        help='language of the page, en or ru; by default that of each visitor\'s browser')
+    add('--language', default='', choices=('en', 'ru'), help='language of the page; by default that of the browser')
     add('--compare', action='store_true', help='show the results before and after fine-tuning side by side')
     return parser
 
 # %% ../nbs/98_options.ipynb #68a00031
 def _positive(text: str) -> float:
     "Parse a time in seconds; an argparse type."
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0
+    seconds = _number(text)
     if not 0 < seconds <= 3600:
         raise ArgumentTypeError(f'must be a number of seconds above 0 and up to 3600, not {text}')
     return seconds
@@ -372,21 +368,27 @@ def serve_parser() -> ArgumentParser:
         'Protocol, instead of HTTP')
     add('--host', default='127.0.0.1', metavar='ADDRESS',
         help='address to listen at; with any other than that of this computer, an API key is required')
-    add('--port', type=_port, default=8000, metavar='N', help='port to listen on')
+    add('--port', type=_up_to(65535, 'a port'), default=8000, metavar='N', help='port to listen on')
     add('--name', type=_host_name, action='append', default=[], metavar='NAME',
         help='host name under which clients reach the service; repeat it for several names')
     add('--api-key-file', metavar='FILE', help='file that contains the API key; without it, the environment variable '
         'CLIP_FT_API_KEY is read')
     _add_store(parser, 'serve this store')
-    add('--processes', type=_processes, metavar='N', help='search processes; by default one per core, at most 8')
-    add('--at-once', type=non_negative_int, default=64, metavar='N',
-        help='number of requests that are answered at the same time')
+    add('--processes', type=_up_to(64, 'a number'), metavar='N',
+        help='search processes; by default one per core, at most 8')
+    add('--at-once', type=non_negative_int, default=64, metavar='N', help='requests that are answered at the same time')
     add('--timeout', type=_positive, default=10.0, metavar='SECONDS', help='time that a request may take')
     return parser
 
-
-def _processes(text: str) -> int:
-    "Check a number of processes; an argparse type."
-    if not text.isdecimal() or not 0 < int(text[:9]) <= 64:
-        raise ArgumentTypeError('must be a number from 1 to 64')
-    return int(text)
+# %% ../nbs/98_options.ipynb #68a00041
+def checkup_parser() -> ArgumentParser:
+    "The options of clip_ft_checkup."
+    parser = command_parser('Check the catalogue: find products listed twice, bad images, and wrong or missing values.')
+    _add_model(parser, 'model that made the embeddings')
+    for name, written in (('--report', 'the findings with images as one HTML page'), ('--csv', 'the findings as CSV'),
+                          ('--fix', "a corrected copy of the catalogue's table as CSV")):
+        parser.add_argument(name, metavar='FILE', help=f'also write {written}')
+    parser.add_argument('--least', type=_number, default=.9, metavar='NUMBER',
+        help='confidence, from 0 to 1, that a suggestion needs for --fix')
+    parser.add_argument('--kinds', nargs='+', metavar='KIND', default=[], help='kinds of findings; by default all')
+    return parser
