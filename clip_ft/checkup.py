@@ -11,17 +11,17 @@ import pandas as pd
 import warnings
 from .archives import open_arrays
 from .cleaning import as_texts
+from .image_quality import image_measures, image_quality_findings
 from .catalogue import find_table, read_any_table
 from .core import InputError, Paths, printable
 from .data import catalogue_folder, image_folder, load_split, read_products
-from .embedding import embed_product_texts
 from .embeddings_file import load_embeddings, products_of
 from .findings import findings_table, join_findings
 from .model import load_model
 from .record import read_options, written_table
 from .tables import with_formulas
 from .checkpoints import weights_hash
-from .views import product_keys
+from .views import image_rows, product_keys
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -52,9 +52,9 @@ class CheckupData:
         data = load_embeddings(paths.embeddings)
         self.weights_hash = data['weights_hash']
         self.products = products_of(data)  # N products
-        main = ~product_keys(data['dataframe']).duplicated().to_numpy()
-        self.image_vectors = _image_vectors(paths.embeddings, data)[main]  # float32 [N, D], rows of length 1
-        self.in_test = self.products['image'].isin(set(test['image'])).to_numpy()  # bool [N]
+        self.images = data['dataframe']  # one row per image of a product, [M]
+        self.vectors = _image_vectors(paths.embeddings, data)  # embeddings of the images, float32 [M, D]
+        self.in_test = product_keys(self.images).isin(set(test['image'])).to_numpy()  # bool [M]
         self.image_dir = image_folder(catalogue_folder(paths), self.products)
 
     @cached_property
@@ -65,11 +65,6 @@ class CheckupData:
             raise InputError(f'{self.paths.embeddings} was made by another model than {self.model_name}: name the '
                              'model that made it with --model, or make it again (clip_ft_embed).')
         return model, processor
-
-    @cached_property
-    def text_vectors(self) -> np.ndarray:
-        "Embeddings of the full texts, float32 [N, D], rows of length 1; zeros for an empty text."
-        return embed_product_texts(*self.model, as_texts(self.products['full_text']))
 
 # %% ../nbs/96_checkup.ipynb #96c00011
 def _listed(path: Path, columns: Collection[str]) -> pd.DataFrame:
@@ -94,6 +89,10 @@ def unused_rows(
                       findings_table(images, range(len(images)), 'unused image', left_out, 1.)])
 
 # %% ../nbs/96_checkup.ipynb #96c00013
+def _image_quality(data: CheckupData) -> pd.DataFrame:
+    return image_quality_findings(data.images, image_measures(data.images['image'], data.image_dir))
+
+
 class Check(NamedTuple):
     "A check of a catalogue."
     kinds: tuple[str, ...]  # kinds of its findings
@@ -102,6 +101,7 @@ class Check(NamedTuple):
 
 CHECKS = {
     'rows': Check(('unused row', 'unused image'), unused_rows),
+    'image quality': Check(('blurred', 'dark', 'washed out', 'tiny', 'odd aspect', 'nearly empty'), _image_quality),
 }
 
 # %% ../nbs/96_checkup.ipynb #96c00014
@@ -118,7 +118,7 @@ def run_checks(
     kinds: Collection[str] = (),  # kinds of findings; empty: all
     checks: Mapping[str, Check] = CHECKS,
     progress: bool = True,  # show a progress bar
-) -> tuple[pd.DataFrame, list[str]]:  # findings, and one sentence for each check that failed or was interrupted
+) -> tuple[pd.DataFrame, list[str]]:  # findings, and warnings of one sentence
     "Run checks. One that fails does not stop the others; Ctrl-C keeps the findings of those that are done."
     chosen = _chosen(kinds, checks)
     tables, notes, names = [], [], list(chosen)
@@ -126,7 +126,10 @@ def run_checks(
         for position, (name, check) in enumerate(chosen.items()):
             bar.set_description(f'Checking {name}')
             try:
-                tables.append(check.find(data))
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter('always', UserWarning)
+                    tables.append(check.find(data))
+                notes += [str(each.message) for each in caught if each.category is UserWarning]
             except KeyboardInterrupt:
                 notes.append(f'The check-up was interrupted: the checks {", ".join(names[position:])} are not done.')
                 break
@@ -161,8 +164,9 @@ class OwnTable(NamedTuple):
     path: Path
     table: pd.DataFrame  # its rows and columns; all values are str
     columns: dict[str, str]  # column of products to the column of the table that it was made from
-    images: pd.Series  # image of the product that each row became; empty for rows that are not used
+    images: pd.Series  # main image of the product that each row became; empty for rows that are not used
     names: pd.Series  # image of each row as in the table
+    main: pd.Series  # main image of the product of each image; the index contains the images
 
     def rows(self,
         images: pd.Series,  # images of findings
@@ -171,7 +175,8 @@ class OwnTable(NamedTuple):
         used = pd.Series(self.table.index + 2, self.images)
         other = pd.Series(self.table.index + 2, self.names)
         numbers = pd.concat([used[used.index != ''], other])
-        return images.map(numbers[~numbers.index.duplicated()].astype(str)).fillna('').astype(str)
+        found = images.map(self.main).fillna(images).map(numbers[~numbers.index.duplicated()].astype(str))
+        return found.fillna('').astype(str)
 
 
 def own_table(
@@ -194,4 +199,6 @@ def own_table(
     rejected = _listed(paths.rejects_csv, ('row',))['row']
     images[(names.index + 2).astype(str).isin(set(rejected))] = ''
     images[images.duplicated()] = ''
-    return OwnTable(path, table, columns, images, names)
+    every, owners = image_rows(products)
+    main = pd.Series(products['image'].to_numpy(object)[owners], every)
+    return OwnTable(path, table, columns, images, names, main[~main.index.duplicated()])

@@ -112,13 +112,14 @@ _SIDES = (128, 96, 64)  # longest edges of thumbnails, in pixels
 def _shown(findings: pd.DataFrame, most: int) -> tuple[list[pd.DataFrame], pd.DataFrame]:
     "The groups of a kind, and the findings without a group, of which there is room for most."
     groups, left = [], most
-    for _, group in findings[findings['group'] != ''].groupby('group', sort=False):
+    several = (findings['group'] != '') & findings['group'].duplicated(keep=False)
+    for _, group in findings[several].groupby('group', sort=False):
         part = group.head(min(8, left))
         if len(part) < min(2, len(group)):
             break
         groups.append(part)
         left -= len(part)
-    return groups, findings[findings['group'] == ''].head(left)
+    return groups, findings[~several].head(left)
 
 
 def _text(value: object, length: int = 200) -> str:
