@@ -12,11 +12,14 @@ import warnings
 from .archives import open_arrays
 from .cleaning import as_texts
 from .image_quality import image_measures, image_quality_findings
+from .category_checks import check_categories
 from .catalogue import find_table, read_any_table
 from .core import InputError, Paths, printable
 from .data import catalogue_folder, image_folder, load_split, read_products
 from .embeddings_file import load_embeddings, products_of
+from .encode import embed_texts
 from .findings import findings_table, join_findings
+from .label_checks import check_labels
 from .model import load_model
 from .record import read_options, written_table
 from .tables import with_formulas
@@ -93,6 +96,15 @@ def _image_quality(data: CheckupData) -> pd.DataFrame:
     return image_quality_findings(data.images, image_measures(data.images['image'], data.image_dir))
 
 
+def _labels(data: CheckupData) -> pd.DataFrame:
+    return check_labels(data.images, data.vectors, *data.model)
+
+
+def _categories(data: CheckupData) -> pd.DataFrame:
+    names = as_texts(data.products['category']).unique().tolist()
+    return check_categories(data.images, data.vectors, name_vectors=dict(zip(names, embed_texts(*data.model, names))))
+
+
 class Check(NamedTuple):
     "A check of a catalogue."
     kinds: tuple[str, ...]  # kinds of its findings
@@ -100,8 +112,10 @@ class Check(NamedTuple):
 
 
 CHECKS = {
-    'rows': Check(('unused row', 'unused image'), unused_rows),
     'image quality': Check(('blurred', 'dark', 'washed out', 'tiny', 'odd aspect', 'nearly empty'), _image_quality),
+    'labels': Check(('text of another product', 'wrong category', 'wrong colour', 'missing value'), _labels),
+    'categories': Check(('small category', 'same category', 'overlapping categories'), _categories),
+    'rows': Check(('unused row', 'unused image'), unused_rows),
 }
 
 # %% ../nbs/96_checkup.ipynb #96c00014
@@ -169,14 +183,16 @@ class OwnTable(NamedTuple):
     main: pd.Series  # main image of the product of each image; the index contains the images
 
     def rows(self,
-        images: pd.Series,  # images of findings
+        findings: pd.DataFrame,
     ) -> pd.Series:  # number of each row as a spreadsheet shows it, as text; empty if the table does not contain it
-        "Find rows by the images of products, or by the names in the table."
+        "Find rows by the images of products, by the names in the table or, for unused rows, by the reason."
+        images = findings['image']
         used = pd.Series(self.table.index + 2, self.images)
         other = pd.Series(self.table.index + 2, self.names)
         numbers = pd.concat([used[used.index != ''], other])
         found = images.map(self.main).fillna(images).map(numbers[~numbers.index.duplicated()].astype(str))
-        return found.fillna('').astype(str)
+        named = findings['reason'].str.extract(r'^Row (\d+) is not used', expand=False)
+        return named.where(findings['kind'] == 'unused row').fillna(found).fillna('').astype(str)
 
 
 def own_table(

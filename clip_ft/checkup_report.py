@@ -137,8 +137,8 @@ def _cards(findings: pd.DataFrame, data: CheckupData, thumbnails: Thumbnails, ro
         old = known[column].get(image, '') if column in known and finding['suggestion'] else ''
         width, height = Image.open(BytesIO(jpeg)).size if jpeg else (0, 0)
         texts = {name: _text(finding[name]) for name in ('image', 'product', 'reason', 'column', 'suggestion')}
-        cards.append(texts | dict(old=_text(old), sure=f'{finding["score"]:.0%} sure', jpeg=jpeg, row=row,
-                                  width=width, height=height))
+        sure = f'{finding["score"]:.0%} sure · ' if finding['score'] < 1 else ''
+        cards.append(texts | dict(old=_text(old), sure=sure, jpeg=jpeg, row=row, width=width, height=height))
     return cards
 
 # %% ../nbs/97_checkup_report.ipynb #97c00013
@@ -149,7 +149,7 @@ def _section(
     groups, single = _shown(findings, most)
 
     def cards(part: pd.DataFrame) -> list[dict[str, Any]]:
-        return _cards(part, data, thumbnails, own.rows(part['image']) if own else [''] * len(part))
+        return _cards(part, data, thumbnails, own.rows(part) if own else [''] * len(part))
     count = count_findings(findings)
     words = KIND_WORDS.get(kind)
     return dict(id=re.sub(r'\W+', '-', kind), sentence=describe_kind(kind, count), advice=words.advice if words else '',
@@ -198,7 +198,7 @@ def write_findings(
     own: OwnTable,  # table of the catalogue
 ) -> None:
     "Write all findings, with the row of each in the table of the catalogue."
-    table = findings.assign(row=own.rows(findings['image']), score=findings['score'].map('{:.3f}'.format))
+    table = findings.assign(row=own.rows(findings), score=findings['score'].map('{:.3f}'.format))
     write_table(without_formulas(table), path)
 
 # %% ../nbs/97_checkup_report.ipynb #97c00020
