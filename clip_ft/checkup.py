@@ -18,6 +18,7 @@ from .core import InputError, Paths, printable
 from .data import catalogue_folder, image_folder, load_split, read_products
 from .embeddings_file import load_embeddings, products_of
 from .encode import embed_texts
+from .near_duplicates import check_duplicates
 from .findings import findings_table, join_findings
 from .label_checks import check_labels
 from .model import load_model
@@ -100,6 +101,10 @@ def _labels(data: CheckupData) -> pd.DataFrame:
     return check_labels(data.images, data.vectors, *data.model)
 
 
+def _duplicates(data: CheckupData) -> pd.DataFrame:
+    return check_duplicates(data.images, data.vectors, data.image_dir, data.in_test)
+
+
 def _categories(data: CheckupData) -> pd.DataFrame:
     names = as_texts(data.products['category']).unique().tolist()
     return check_categories(data.images, data.vectors, name_vectors=dict(zip(names, embed_texts(*data.model, names))))
@@ -112,6 +117,7 @@ class Check(NamedTuple):
 
 
 CHECKS = {
+    'duplicates': Check(('duplicate', 'shared image', 'across split'), _duplicates),
     'image quality': Check(('blurred', 'dark', 'washed out', 'tiny', 'odd aspect', 'nearly empty'), _image_quality),
     'labels': Check(('text of another product', 'wrong category', 'wrong colour', 'missing value'), _labels),
     'categories': Check(('small category', 'same category', 'overlapping categories'), _categories),
