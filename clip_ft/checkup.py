@@ -118,7 +118,8 @@ class Check(NamedTuple):
 
 CHECKS = {
     'duplicates': Check(('duplicate', 'shared image', 'across split'), _duplicates),
-    'image quality': Check(('blurred', 'dark', 'washed out', 'tiny', 'odd aspect', 'nearly empty'), _image_quality),
+    'image quality': Check(('blurred', 'dark', 'washed out', 'tiny', 'odd aspect', 'nearly empty', 'watermark',
+                            'collage'), _image_quality),
     'labels': Check(('text of another product', 'wrong category', 'wrong colour', 'missing value'), _labels),
     'categories': Check(('small category', 'same category', 'overlapping categories'), _categories),
     'rows': Check(('unused row', 'unused image'), unused_rows),

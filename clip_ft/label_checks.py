@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.functional import cross_entropy
 from typing import Any
+from .match_scale import query_words
 
 # %% ../nbs/94_label_checks.ipynb #9ff6e49c
 NEIGHBOURS = 10  # neighbours of a product
@@ -280,7 +281,7 @@ def wrong_values(
     faults: float = .01,  # assumed share of faults
     seed: int = 0,  # seed of the planted values
 ) -> pd.DataFrame:  # findings
-    "Find values that contradict the prediction."
+    "Find values that contradict the prediction. A value that the name of the product contains is right."
     rows = np.flatnonzero(values.codes >= 0)
     listed, probabilities = values.codes[rows], values.probabilities[rows]
     drawn = np.random.default_rng(seed).permutation(listed)
@@ -290,12 +291,16 @@ def wrong_values(
     best = _without(probabilities, listed).argmax(axis=1)
     own, other = probabilities[np.arange(len(rows)), listed], probabilities[np.arange(len(rows)), best]
     scores = wrong*other/np.maximum(1 - own, 1e-9)
+    names, titles = values.labels.to_numpy(object), as_texts(products['display name']).to_numpy(object)[rows]
     found = np.flatnonzero(scores >= least)
-    names = values.labels.to_numpy(object)
+    found = found[[not _contains(titles[row], names[listed[row]]) for row in found]]
     suggestion, reasons = names[best[found]], []
     for row, code, old in zip(rows[found], best[found], names[listed[found]]):
         reasons.append(f'Listed as {old}; {values.agreement(row, code)} {names[code]}.')
     return findings_table(products, rows[found], kind, reasons, np.clip(scores[found], 0, 1), values.column, suggestion)
+
+
+def _contains(name: str, value: str) -> bool: return {*query_words(value)} <= {*query_words(name)}
 
 
 def _without(probabilities: np.ndarray, codes: np.ndarray) -> np.ndarray:
