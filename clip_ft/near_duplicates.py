@@ -21,6 +21,7 @@ from pathlib import Path
 from PIL import Image
 from rapidfuzz import fuzz
 
+# %% ../nbs/92_near_duplicates.ipynb #a3b04d48
 BLOCK = 1024  # rows that are compared with all at a time
 
 # %% ../nbs/92_near_duplicates.ipynb #ed426c5b
