@@ -17,7 +17,6 @@ from .catalogue import find_table, read_any_table
 from .core import InputError, Paths, printable
 from .data import catalogue_folder, image_folder, load_split, read_products
 from .embeddings_file import load_embeddings, products_of
-from .encode import embed_texts
 from .near_duplicates import check_duplicates
 from .findings import findings_table, join_findings
 from .label_checks import check_labels
@@ -106,8 +105,7 @@ def _duplicates(data: CheckupData) -> pd.DataFrame:
 
 
 def _categories(data: CheckupData) -> pd.DataFrame:
-    names = as_texts(data.products['category']).unique().tolist()
-    return check_categories(data.images, data.vectors, name_vectors=dict(zip(names, embed_texts(*data.model, names))))
+    return check_categories(data.images, data.vectors)
 
 
 class Check(NamedTuple):

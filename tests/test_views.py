@@ -232,8 +232,8 @@ def test_a_store_keeps_to_products(project, tmp_path):
     searcher = Searcher(model, processor, store)
     for query in ('linen hat', 'wool'):
         for top_k, where in ((1, None), (5, {'category': 'Hats'}), (COUNT, None)):
-            expected = exact.search(query, top_k, where=where)['image'].tolist()
-            assert searcher.search(query, top_k, where=where)['image'].tolist() == expected
+            expected = exact.search(query, top_k, where=where, hybrid=False)['image'].tolist()
+            assert searcher.search(query, top_k, where=where, hybrid=False)['image'].tolist() == expected
     hybrid = searcher.search('product 7', COUNT)
     assert hybrid['display name'].is_unique and len(hybrid) == COUNT
     assert hybrid['display name'].iloc[0] == 'Product 7'
