@@ -308,6 +308,7 @@ def test_filters_follow_each_other(site):
     site.wait_for('.cf-chip:has-text("Price: from 10")')
     site.chip('Price').click()
     site.wait_for('.cf-range:has-text("5 – 94")')
+    site.wait_for('.cf-chip:has-text("Price")', state='detached')
 
 
 def test_values_are_found_by_typing(site):
