@@ -28,9 +28,9 @@ from clip_ft.encode import embed_texts
 from clip_ft.label_checks import (
     misplaced_texts,
     missing_values,
+    name_and_description,
     nearest_others,
     predict_values,
-    product_words,
     wrong_values,
 )
 from clip_ft.model import load_model
@@ -76,7 +76,7 @@ def measure_texts(products, images, texts, groups, near_image, seed):
             values = products[column].to_numpy(object).copy()
             values[pairs.ravel()] = values[pairs[:, ::-1].ravel()]
             faulty[column] = values
-        near = [near_image, nearest_others(vectors, faulty, duplicate_groups(faulty))]
+        near = [near_image, nearest_others(vectors, duplicate_groups(faulty))]
         found = misplaced_texts(faulty, images, vectors, near=near)
         kind = 'text of another product, ' + ('same category' if same else 'other category')
         yield record(kind, products, pairs.ravel(), found)
@@ -112,7 +112,7 @@ def load(args):
     products, images = data['dataframe'].iloc[rows].reset_index(drop=True), data['embeddings'][rows].astype(np.float32)
     if args.texts and args.texts.exists():
         return products, images, np.load(args.texts)['texts'], model, processor
-    texts = embed_texts(model, processor, product_words(products))
+    texts = embed_texts(model, processor, name_and_description(products))
     if args.texts:
         np.savez(args.texts, texts=texts)
     return products, images, texts, model, processor
@@ -130,7 +130,7 @@ def main():
     warnings.filterwarnings('default', message='Texts of other')
     products, images, texts, model, processor = load(args)
     groups, records = duplicate_groups(products), []
-    near = [nearest_others(vectors, products, groups) for vectors in (images, texts)]
+    near = [nearest_others(vectors, groups) for vectors in (images, texts)]
     for seed in args.seeds:
         found = [*measure_texts(products, images, texts, groups, near[0], seed)]
         for column in ('category', 'colour'):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FINDING_COLUMNS', 'Texts', 'FAULTS', 'findings_table', 'join_findings', 'apply_suggestions', 'plot_findings',
-           'fault_probability']
+           'robust_scale', 'fault_probability']
 
 # %% ../nbs/90_findings.ipynb #c7947316
 import numpy as np
@@ -12,6 +12,7 @@ import pandas as pd
 import textwrap
 from PIL import Image
 from .cleaning import as_texts
+from .match_scale import logistic_regression
 from .core import InputError, new_figure, printable
 from collections.abc import Sequence
 from matplotlib.figure import Figure
@@ -103,16 +104,12 @@ def plot_findings(
 FAULTS = .01  # assumed share of faults
 
 
-def _logistic(features: np.ndarray, target: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    "Coefficients of a weighted logistic regression with a small penalty, by Newton's method."
-    inputs = np.column_stack([features, np.ones(len(features))])
-    found, penalty = np.zeros(inputs.shape[1]), np.full(inputs.shape[1], 1e-3*weights.sum()/len(weights))
-    for _ in range(25):
-        share = 1/(1 + np.exp(-np.clip(inputs @ found, -30, 30)))
-        gradient = inputs.T @ (weights*(share - target)) + penalty*found
-        curvature = (inputs.T*(weights*share*(1 - share))) @ inputs + np.diag(penalty)
-        found = found - np.linalg.solve(curvature, gradient)
-    return found
+def robust_scale(
+    values: np.ndarray,  # float [N, F]
+) -> np.ndarray:  # float [2, F]: median, and deviation in units of a standard deviation
+    "Median and median absolute deviation, which a few faults do not change."
+    middle = np.median(values, axis=0)
+    return np.stack([middle, 1.4826*np.median(np.abs(values - middle), axis=0) + 1e-6])
 
 
 def fault_probability(
@@ -122,15 +119,15 @@ def fault_probability(
     rounds: int = 10,  # rounds of expectation maximisation
 ) -> tuple[np.ndarray, np.ndarray]:  # probability that each pair is wrong: float [N] and, of the planted ones, [M]
     "Fit a logistic regression of wrong against right pairs by expectation maximisation."
-    middle = np.median(observed, axis=0)
-    spread = 1.4826*np.median(np.abs(observed - middle), axis=0) + 1e-6
+    middle, spread = robust_scale(observed)
     clean, wrong = (np.clip((each - middle)/spread, -20, 20) for each in (observed, planted))
     features, target = np.concatenate([clean, wrong]), np.repeat([0., 1.], [len(clean), len(wrong)])
     found, made = np.full(len(clean), faults), np.ones(len(wrong))
     for _ in range(rounds):
         right = 1 - found
         weights = np.concatenate([right, np.full(len(wrong), right.sum()/len(wrong))])
-        *slopes, offset = _logistic(features, target, weights)
+        ridge = np.full(features.shape[1] + 1, 1e-3*weights.sum()/len(weights))
+        *slopes, offset = logistic_regression(features, target, weights, ridge)
         log_odds = features @ np.array(slopes) + offset + np.log(faults/(1 - faults))
         found, made = np.split(1/(1 + np.exp(-np.clip(log_odds, -30, 30))), [len(clean)])
     return found, made

@@ -6,7 +6,7 @@
 __all__ = ['SILENT', 'LONG', 'TOP', 'TEXT_FEATURES', 'IMAGE_FEATURES', 'NEIGHBOURS', 'FLOOR', 'GOOD', 'ANSWERABLE',
            'UNANSWERABLE', 'NO_MATCH', 'query_words', 'word_columns', 'product_words', 'rows_by_word', 'invented_words',
            'column_values', 'named_value', 'named_values', 'Rows', 'agreement', 'text_features', 'image_features',
-           'densities', 'Scale', 'Example', 'fit_scale', 'with_match', 'match_note']
+           'densities', 'Scale', 'logistic_regression', 'Example', 'fit_scale', 'with_match', 'match_note']
 
 # %% ../nbs/18_match_scale.ipynb #3c03f953
 import numpy as np
@@ -237,15 +237,19 @@ class Scale:
         return np.interp(self.log_odds(features), [low, *self.knots, high], [0, FLOOR, GOOD, .9, 1])
 
 
-def _newton(features: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    "The coefficients of a logistic regression on standardised features, the last one the constant."
+def logistic_regression(
+    features: np.ndarray,  # float [N, F], standardised
+    right: np.ndarray,  # float [N], 0 or 1
+    weights: np.ndarray,  # float [N]
+    ridge: np.ndarray,  # float [F + 1], weights of the squared coefficients; the last one is that of the constant
+) -> np.ndarray:  # float [F + 1], coefficients, the last one the constant
+    "Fit a logistic regression by Newton's method."
     inputs = np.column_stack([features, np.ones(len(features))])
-    ridge = np.diag([1e-3]*features.shape[1] + [0.])
     found = np.zeros(inputs.shape[1])
     for _ in range(30):
         chance = 1/(1 + np.exp(-np.clip(inputs @ found, -30, 30)))
-        slope = inputs.T @ (weights*(chance - right)) + ridge @ found
-        curvature = (inputs.T*(weights*chance*(1 - chance))) @ inputs + ridge + 1e-9*np.eye(len(found))
+        slope = inputs.T @ (weights*(chance - right)) + ridge*found
+        curvature = (inputs.T*(weights*chance*(1 - chance))) @ inputs + np.diag(ridge + 1e-9)
         found = found - np.linalg.solve(curvature, slope)
     return found
 
@@ -274,7 +278,8 @@ def fit_scale(
     mean, std = flat.mean(axis=0), flat.std(axis=0)
     kept = np.flatnonzero(std > 1e-6)
     while True:
-        found = _newton((flat[:, kept] - mean[kept])/std[kept], answers, each)
+        ridge = np.append(np.full(len(kept), 1e-3), 0)
+        found = logistic_regression((flat[:, kept] - mean[kept])/std[kept], answers, each, ridge)
         if (found[:-1] >= 0).all():
             break
         kept = kept[found[:-1] >= 0]
