@@ -17,7 +17,7 @@ from .checkup import CheckupData, OwnTable, own_table, run_checks
 from .cleaning import print_lines
 from .core import InputError, Paths, atomic_write, printable, writable_file
 from .data import catalogue_folder
-from .findings import apply_suggestions
+from .findings import apply_suggestions, sure_suggestions
 from .record import read_options
 from .rendering import render_template, static_file
 from .splits import describe_age
@@ -208,7 +208,7 @@ def corrected(
     least: float = .9,  # score that a suggestion needs
 ) -> tuple[pd.DataFrame, list[str]]:  # copy of the table with a column changes; columns that the table lacks
     "Apply suggestions to a copy of the table of a catalogue."
-    wanted = findings[(findings['column'] != '') & (findings['suggestion'] != '') & (findings['score'] >= least)]
+    wanted = sure_suggestions(findings, least)
     columns = wanted['column'].map(own.columns).fillna('')
     lacking = sorted({*wanted['column'][columns == '']})
     wanted = wanted.assign(column=columns, suggestion=wanted['suggestion'])[columns != '']
