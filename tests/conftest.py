@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -99,6 +100,25 @@ def join(processes, log, code=0):
     output = Path(log).read_text()
     assert all(process.exitcode == code for process in processes), output[-5000:]
     return output
+
+
+def embed_in_small_blocks(root, calls):
+    "Embed in small blocks, record the images that pass through the model, and hang after some calls; -1 means never."
+    import clip_ft.embedding
+    import clip_ft.store
+    root, embed_images, left = Path(root), clip_ft.embedding.embed_images, calls
+
+    def recorded(model, processor, images, **options):
+        nonlocal left
+        if left == 0:
+            time.sleep(600)  # until it is killed
+        left -= 1
+        with open(root/'seen', 'a') as file:
+            file.write('.' * len(images))
+        return embed_images(model, processor, images, **options)
+
+    clip_ft.embedding.embed_images = recorded
+    clip_ft.embedding.SHARD = clip_ft.store.SHARD = 16
 
 
 def last_step(root):

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import join
+from conftest import embed_in_small_blocks, join
 
 import clip_ft.core
 import clip_ft.embedding
@@ -27,19 +27,8 @@ from clip_ft.views import image_rows
 
 def embed_slowly(root, target, calls):
     "Embed in small shards, record the images that pass through the model, and hang after some calls; -1 means never."
-    root, embed_images, left = Path(root), clip_ft.embedding.embed_images, calls
-
-    def recorded(model, processor, images, **options):
-        nonlocal left
-        if left == 0:
-            time.sleep(600)  # until it is killed
-        left -= 1
-        with open(root/'seen', 'a') as file:
-            file.write('.' * len(images))
-        return embed_images(model, processor, images, **options)
-
-    clip_ft.embedding.embed_images = recorded
-    clip_ft.embedding.SHARD = clip_ft.store.SHARD = 16
+    root = Path(root)
+    embed_in_small_blocks(root, calls)
     if target == 'file':
         embed_main(['--root', str(root), '--device', 'cpu'])
     else:

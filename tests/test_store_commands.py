@@ -3,12 +3,11 @@ import json
 import os
 import re
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import join, jpeg
+from conftest import embed_in_small_blocks, join, jpeg
 
 from clip_ft.commands import embed_main, preprocess_main, search_main, sync_main
 from clip_ft.core import Paths
@@ -106,19 +105,7 @@ def test_refusals(copied_shop, run, tmp_path):
 
 def sync_another(root, calls):
     "Sync with changed weights in small blocks, record the images that pass through, and hang after some calls."
-    root, embed_images, left = Path(root), clip_ft.embedding.embed_images, calls
-
-    def recorded(model, processor, images, **options):
-        nonlocal left
-        if left == 0:
-            time.sleep(600)  # until it is killed
-        left -= 1
-        with open(root/'seen', 'a') as file:
-            file.write('.' * len(images))
-        return embed_images(model, processor, images, **options)
-
-    clip_ft.embedding.embed_images = recorded
-    clip_ft.embedding.SHARD = clip_ft.store.SHARD = 16
+    embed_in_small_blocks(root, calls)
     paths = Paths(root)
     model, processor = load_model(paths.best_model, 'cpu', verbose=False)
     model.logit_scale.data += 1
