@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Augment', 'InputError', 'LanceStore', 'Paths', 'PixelCache', 'SearchWidget', 'Searcher', 'TrainConfig',
-           'batch_accuracy', 'clean_products', 'clip_score', 'compare', 'contrastive_loss', 'embed_catalogue',
-           'embed_images', 'embed_texts', 'evaluate', 'freeze_early_layers', 'get_data', 'hard_negative_batches',
-           'interpolate_weights', 'load_checkpoint', 'load_embeddings', 'load_model', 'parameter_groups', 'preprocess',
-           'read_log', 'read_products', 'retrieval_metrics', 'save_checkpoint', 'save_embeddings', 'search_products',
-           'sigmoid_loss', 'split_products', 'tiny_model', 'train']
+           'batch_accuracy', 'checkup', 'clean_products', 'clip_score', 'compare', 'contrastive_loss',
+           'embed_catalogue', 'embed_images', 'embed_texts', 'evaluate', 'freeze_early_layers', 'get_data',
+           'hard_negative_batches', 'interpolate_weights', 'load_checkpoint', 'load_embeddings', 'load_model',
+           'parameter_groups', 'preprocess', 'read_log', 'read_products', 'retrieval_metrics', 'save_checkpoint',
+           'save_embeddings', 'search_products', 'sigmoid_loss', 'split_products', 'tag_products', 'tiny_model',
+           'train']
 
 # %% ../nbs/80_init.ipynb #5bb9d523
 from importlib import import_module
@@ -41,15 +42,17 @@ if TYPE_CHECKING:
     from clip_ft.store import LanceStore
     from clip_ft.search import Searcher, search_products
     from clip_ft.widget import SearchWidget
+    from clip_ft.tags import tag_products
+    from clip_ft.catalogue_checks import checkup
 
 # %% ../nbs/80_init.ipynb #8f3d81b8
 _all_ = [
     'Augment', 'InputError', 'LanceStore', 'Paths', 'PixelCache', 'SearchWidget', 'Searcher', 'TrainConfig',
-    'batch_accuracy', 'clean_products', 'clip_score', 'compare', 'contrastive_loss', 'embed_catalogue', 'embed_images',
-    'embed_texts', 'evaluate', 'freeze_early_layers', 'get_data', 'hard_negative_batches', 'interpolate_weights',
-    'load_checkpoint', 'load_embeddings', 'load_model', 'parameter_groups', 'preprocess', 'read_log', 'read_products',
-    'retrieval_metrics', 'save_checkpoint', 'save_embeddings', 'search_products', 'sigmoid_loss', 'split_products',
-    'tiny_model', 'train',
+    'batch_accuracy', 'checkup', 'clean_products', 'clip_score', 'compare', 'contrastive_loss', 'embed_catalogue',
+    'embed_images', 'embed_texts', 'evaluate', 'freeze_early_layers', 'get_data', 'hard_negative_batches',
+    'interpolate_weights', 'load_checkpoint', 'load_embeddings', 'load_model', 'parameter_groups', 'preprocess',
+    'read_log', 'read_products', 'retrieval_metrics', 'save_checkpoint', 'save_embeddings', 'search_products',
+    'sigmoid_loss', 'split_products', 'tag_products', 'tiny_model', 'train',
 ]
 
 # %% ../nbs/80_init.ipynb #f5d98f01

@@ -13,7 +13,7 @@ import pandas as pd
 import re
 from argparse import Namespace
 from .cards import Thumbnails
-from .checkup import CheckupData, OwnTable, own_table, run_checks
+from .catalogue_checks import CheckupData, OwnTable, own_table, run_checks
 from .cleaning import print_lines
 from .core import InputError, Paths, atomic_write, printable, writable_file
 from .data import catalogue_folder

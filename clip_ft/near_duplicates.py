@@ -15,6 +15,7 @@ from .cleaning import as_texts, normalize_text
 from .core import chunked_calls, run_parallel
 from .findings import findings_table, join_findings
 from .images import ImageError, image_problem, open_image
+from .roles import named_role
 from .views import product_keys
 from functools import partial
 from pathlib import Path
@@ -190,7 +191,6 @@ def _names(products: pd.DataFrame) -> np.ndarray:
 
 # %% ../nbs/92_near_duplicates.ipynb #692e407a
 AGREEMENT = .6  # similarity of names below which products of a group are different
-_COLOURS = {'colour', 'color', 'basecolour', 'base colour', 'farbe', 'couleur', 'цвет'}
 
 def _connected(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     "The smallest row of the group of each row, int64 [count]."
@@ -206,7 +206,7 @@ def _connected(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def _is_shared(products: pd.DataFrame) -> bool:
     "Whether the products of a group differ, so that one image is used for several."
     names = list(dict.fromkeys(filter(None, _names(products))))
-    values = [set(normalize_text(products[column])) - {''} for column in products if str(column).casefold() in _COLOURS]
+    values = [set(normalize_text(products[column])) - {''} for column in products if named_role(column) == 'colour']
     if any(len(colours) > 1 for colours in values):
         return True
     agreement = np.mean([fuzz.token_set_ratio(names[0], name)/100 for name in names[1:]]) if len(names) > 1 else 1

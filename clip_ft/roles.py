@@ -101,8 +101,8 @@ def named_role(
 ) -> str:  # role; empty if the name says nothing
     "What the name of a column promises."
     plain = _plain(name)
-    bare = re.sub(r'^(?:product|item|variant|article|base|google shopping|main|primary) (?=.)|(?<=.) (?:s|name)$', '',
-                  plain)
+    start = '^(?:(?:product|item|variant|article|google shopping|main|primary) |base ?)(?=.)'
+    bare = re.sub(rf'{start}|(?<=.) (?:s|name)$', '', plain)
     if plain in _STANDARD:
         return _STANDARD[plain]
     for standard in ('category', 'brand', 'colour', 'gender', 'price'):

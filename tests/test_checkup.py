@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from conftest import snapshot
 
-from clip_ft import checkup, checkup_report
+from clip_ft import catalogue_checks, checkup, checkup_report
+from clip_ft.catalogue_checks import CHECKS, Check, CheckupData
 from clip_ft.commands import checkup_main
 from clip_ft.core import Paths
 from clip_ft.findings import FINDING_COLUMNS, findings_table
@@ -32,10 +33,10 @@ def duplicates(data):
 @pytest.fixture
 def own_checks(monkeypatch):
     "Replace the checks by two with known findings."
-    checks = {'rows': checkup.CHECKS['rows'], 'categories': checkup.Check(('wrong category',), wrong_categories),
-              'duplicates': checkup.Check(('duplicate',), duplicates)}
-    monkeypatch.setattr(checkup, 'CHECKS', checks)
-    monkeypatch.setattr(checkup.run_checks, '__defaults__', ((), checks, True))
+    checks = {'rows': CHECKS['rows'], 'categories': Check(('wrong category',), wrong_categories),
+              'duplicates': Check(('duplicate',), duplicates)}
+    monkeypatch.setattr(catalogue_checks, 'CHECKS', checks)
+    monkeypatch.setattr(catalogue_checks.run_checks, '__defaults__', ((), checks, True))
     return checks
 
 
@@ -106,18 +107,18 @@ def test_failed_and_interrupted_checks(shop, tmp_path, run, own_checks):
 
     def interrupted(data):
         raise KeyboardInterrupt
-    own_checks |= {'sharpness': checkup.Check(('blurred',), broken), 'slow': checkup.Check(('slow',), interrupted)}
+    own_checks |= {'sharpness': Check(('blurred',), broken), 'slow': Check(('slow',), interrupted)}
     printed = run(checkup_main, '--root', shop[0], '--report', tmp_path/'check.html')
     assert 'Warning: The check sharpness failed' in printed and 'the checks slow are not done' in printed
     assert '2 products are listed more than once' in printed and '\x1b' not in printed
     page = (tmp_path/'check.html').read_text(encoding='utf-8')
     assert 'The check sharpness failed' in page and '<script' not in page
     with pytest.warns(UserWarning, match='sharpness failed'):
-        assert len(checkup.checkup(shop[0], kinds=['duplicate', 'blurred'], progress=False)) == 4
+        assert len(checkup(shop[0], kinds=['duplicate', 'blurred'], progress=False)) == 4
 
 
 def test_broken_images_and_missing_files(copied_shop, tmp_path, run):
-    data = checkup.CheckupData(Paths(copied_shop))
+    data = CheckupData(Paths(copied_shop))
     names = data.products['image']
     (Path(data.image_dir)/names[0]).write_bytes(b'no image')
     (Path(data.image_dir)/names[1]).unlink()

@@ -5,6 +5,8 @@ import sys
 from configparser import ConfigParser
 from pathlib import Path
 
+import pytest
+
 import clip_ft
 
 HEAVY = ('torch', 'transformers', 'pandas', 'numpy', 'matplotlib', 'PIL')
@@ -59,6 +61,19 @@ def test_modules_can_be_imported_from_the_package():
     from clip_ft.search import load_embeddings, search_products
     assert search.search_products is search_products is clip_ft.search_products
     assert load_embeddings is clip_ft.load_embeddings
+
+
+@pytest.mark.parametrize('statement', ['import clip_ft.catalogue_checks', 'import clip_ft.checkup_report',
+                                       'from clip_ft import search', 'from clip_ft import checkup'])
+def test_names_do_not_depend_on_what_is_imported_first(statement):
+    "No module of the package has the name of a public name, which it would replace when it is imported."
+    code = f'{statement}\nfrom clip_ft import checkup, evaluate, train\nassert callable(checkup) and callable(train)'
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_no_module_has_a_public_name():
+    modules = {path.stem for path in Path(clip_ft.__file__).parent.glob('*.py')}
+    assert modules.isdisjoint(clip_ft.__all__)
 
 
 def test_type_checkers_read_the_same_names():
