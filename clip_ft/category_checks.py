@@ -13,8 +13,8 @@ import re
 from Stemmer import Stemmer
 from .cleaning import as_texts
 from .core import new_figure
+from .exact import nearest_rows
 from .findings import findings_table, join_findings
-from .near_duplicates import nearest_rows
 from .views import product_keys
 from rapidfuzz import fuzz, process
 from typing import Any

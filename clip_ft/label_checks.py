@@ -13,8 +13,9 @@ import torch
 import warnings
 from .cleaning import as_texts, is_placeholder
 from .encode import embed_texts
+from .exact import nearest_rows
 from .findings import fault_probability, findings_table, join_findings, robust_scale
-from .near_duplicates import BLOCK, nearest_rows
+from .near_duplicates import BLOCK
 from .roles import column_roles
 from .splits import duplicate_groups
 from .tags import PROMPTS, label_vectors
