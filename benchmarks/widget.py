@@ -1,6 +1,11 @@
-"""The search page in a real browser: time from the last key to the drawn results.
+"""The search page in a real browser: time from the last key to the drawn results, and time until a new page answers.
 
     python benchmarks/widget.py [--queries 60] [--products 50000]
+    python benchmarks/widget.py --root my_shop [--out benchmarks/results/widget.json]
+
+With --root, the page of that project as clip_ft_app serves it is measured instead. A new visitor whose connection
+transfers 1.5 Mbit/s opens it and types a query as soon as there is a search box; the time runs until its results are
+drawn.
 
 The peer is a fixed pool of 24 cards, each a box, an image, a text and a button of ipywidgets, which hold_sync refills
 for each query: same search, same thumbnails, same delay after typing. Voila serves both to headless Chromium, with the
@@ -19,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 
@@ -30,6 +36,7 @@ from clip_ft.cards import Thumbnails
 from clip_ft.checkpoints import weights_hash
 from clip_ft.core import Paths
 from clip_ft.embedding import embed_catalogue
+from clip_ft.embeddings_file import load_embeddings, products_of
 from clip_ft.facets import Facets
 from clip_ft.model import embedding_size, load_model
 from clip_ft.page import Debouncer, Query, find_products
@@ -170,6 +177,70 @@ def in_browser(expression, queries):
             server.wait()
 
 
+@contextmanager
+def app(root):
+    "The address of clip_ft_app."
+    with socket.socket() as sock:
+        sock.bind(('127.0.0.1', 0))
+        port = sock.getsockname()[1]
+    command = [sys.executable, '-c', 'from clip_ft.commands import app_main; app_main()', '--root', str(root)]
+    with tempfile.TemporaryDirectory() as folder:
+        output = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        server = subprocess.Popen([*command, '--no-browser', f'--port={port}'], cwd=folder, **output)
+        try:
+            while socket.socket().connect_ex(('127.0.0.1', port)):
+                time.sleep(.2)
+                if server.poll() is not None:
+                    raise SystemExit(f'clip_ft_app --root {root} does not start.')
+            yield f'http://127.0.0.1:{port}'
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def first_load(url, text='blue jeans', megabits=1.5):
+    "Seconds until a new visitor sees products and gets the first answer; kilobytes and number of requests."
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as playwright:
+        chromium = shutil.which('chromium') or shutil.which('google-chrome')
+        browser = playwright.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
+        page = browser.new_page(viewport=dict(width=1366, height=768))
+        network = page.context.new_cdp_session(page)
+        network.send('Network.enable')
+        speed = megabits*1e6/8
+        limits = dict(offline=False, latency=0, downloadThroughput=speed, uploadThroughput=speed)
+        network.send('Network.emulateNetworkConditions', limits)
+        sizes = []
+        network.on('Network.loadingFinished', lambda event: sizes.append(event['encodedDataLength']))
+        start = time.monotonic()
+        page.goto(url, wait_until='commit', timeout=120000)
+        page.wait_for_selector('.cf-card', timeout=120000)
+        seen = time.monotonic() - start
+        page.locator('.cf-query input').first.fill(text)
+        page.wait_for_selector(f'[data-query="{text}"]', timeout=120000)
+        answered = time.monotonic() - start
+        browser.close()
+    transferred = [size for size in sizes if size]
+    return dict(products_s=round(seen, 2), answer_s=round(answered, 2), kilobytes=round(sum(transferred)/1e3),
+                requests=len(transferred), load=round(os.getloadavg()[0], 1))
+
+
+def measure_app(root, queries):
+    "Everything about the page of a project, for a file."
+    with app(root) as url:
+        first_load(url, megabits=1000)  # the first visitor of a server
+        loads = [first_load(url) for _ in range(3)]
+        loaded = os.getloadavg()[0]
+        times = time_queries(url, queries)
+    median, high = np.percentile(times, [50, 95])
+    typed = dict(median_ms=round(median), p95_ms=round(high), longest_ms=round(times.max()), queries=len(queries),
+                 load=round((loaded + os.getloadavg()[0])/2, 1))
+    answers = sorted(load['answer_s'] for load in loads)
+    products = len(products_of(load_embeddings(Paths(root).embeddings)))
+    return dict(machine='two cores of a Xeon', products=products, megabits=1.5, first_answer_s=answers[1],
+                first_loads=loads, typed_query=typed)
+
+
 def report(name, times):
     median, high = np.percentile(times, [50, 95])
     print(f'{name:52} median {median:4.0f} ms   p95 {high:4.0f} ms   longest {times.max():4.0f} ms', flush=True)
@@ -193,14 +264,22 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--queries', type=int, default=60)
     parser.add_argument('--products', type=int, default=50000)
+    parser.add_argument('--root', help='measure clip_ft_app with this project')
+    parser.add_argument('--out', help='JSON file for the results of --root')
     args = parser.parse_args()
+    colours = ['blue', 'red', 'green', 'white', 'black', 'pink']
+    categories = ['jeans', 'shirt', 'dress', 'watch', 'socks', 'heels', 'cap', 'bag', 'shorts', 'top']
+    queries = [f'{colour} {category}' for category in categories for colour in colours][:args.queries]
+    if args.root:
+        measured = json.dumps(measure_app(Path(args.root).resolve(), queries), indent=1)
+        print(measured)
+        if args.out:
+            Path(args.out).write_text(f'{measured}\n')
+        return
     searcher = demo()
     versions = f'ipywidgets {widgets.__version__}, anywidget {anywidget.__version__}, voila {voila.__version__}'
     machine = f'{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}'
     print(f'{machine}; {versions}, Python {platform.python_version()}')
-    colours = ['blue', 'red', 'green', 'white', 'black', 'pink']
-    categories = ['jeans', 'shirt', 'dress', 'watch', 'socks', 'heels', 'cap', 'bag', 'shorts', 'top']
-    queries = [f'{colour} {category}' for category in categories for colour in colours][:args.queries]
     report(f'the page, {len(searcher):,} products', in_browser('SearchWidget(demo())', queries))
     report(f'{CARDS} cards of plain ipywidgets, {len(searcher):,} products', in_browser('Pool(demo())', queries))
     with tempfile.TemporaryDirectory(dir=HERE.parent/'runs') as folder:

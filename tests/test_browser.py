@@ -1,4 +1,4 @@
-"""The search page in a real browser: as a notebook in JupyterLab, and as a web page with Voila. Both show app.ipynb.
+"""The search page in a real browser: in JupyterLab and with Voila, both of which show app.ipynb, and as clip_ft_app.
 
 Needs Chromium (Debian: apt-get install chromium); without it they are skipped. Screenshots go to runs/screenshots.
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 import nbformat
 import pandas as pd
+import psutil
 import pytest
 from conftest import BIN, free_port
 from PIL import Image
@@ -38,6 +39,7 @@ import ipywidgets as widgets
 busy = widgets.Button(description='train')
 busy.on_click(lambda _: time.sleep(4))
 busy'''
+APP = 'from clip_ft.commands import app_main; app_main()'
 BUSY_CELL = "import time\ntime.sleep(4)\nprint('slept', 'well')"
 
 # The contrast of text and background for the elements of the page, by selector.
@@ -68,9 +70,10 @@ CONTRAST = '''() => {
 class Site:
     "The search page, open in the browser."
     page: Any       # of Playwright
-    kind: str       # lab or voila
+    kind: str       # lab, voila, or app for clip_ft_app, which draws the widgets with a script of its own
     products: int   # number of products in the catalogue
     problems: list  # errors that the browser reported
+    process: Any    # of the server
 
     @property
     def box(self):
@@ -137,7 +140,9 @@ def serve(folder, root, *command):
 
 
 def start_server(kind, folder, root):
-    "Serve app.ipynb with an additional cell that keeps Python busy."
+    "Serve app.ipynb with an additional cell that keeps Python busy, or run clip_ft_app."
+    if kind == 'app':
+        return serve(folder, root, 'python', '-c', APP, '--root', root)
     notebook = nbformat.read(ROOT/'nbs'/'app.ipynb', as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(BUSY_BUTTON if kind == 'voila' else BUSY_CELL))
     nbformat.write(notebook, folder/'app.ipynb')
@@ -198,15 +203,15 @@ def watch(page):
     return problems
 
 
-@pytest.fixture(scope='module', params=['lab', 'voila'])
+@pytest.fixture(scope='module', params=['lab', 'voila', 'app'])
 def site(request, browser, hostile_shop, tmp_path_factory):
     "The search page, open in the browser, for all tests of this file."
     kind = request.param
     process, url, log = start_server(kind, tmp_path_factory.mktemp(kind), hostile_shop.root)
     page = browser.new_page(viewport=dict(width=1600, height=1000))
-    site = Site(page, kind, len(load_embeddings(hostile_shop.embeddings)['dataframe']), watch(page))
+    site = Site(page, kind, len(load_embeddings(hostile_shop.embeddings)['dataframe']), watch(page), process)
     try:
-        if kind == 'voila':
+        if kind != 'lab':
             page.goto(url, timeout=START)
         else:
             page.goto(f'{url}/lab/tree/app.ipynb', timeout=START)
@@ -295,7 +300,7 @@ def test_filters_follow_each_other(site):
     site.wait_for('.cf-range:has-text("– 94")')
     colour.get_by_placeholder('Find colour').fill('')
     for _ in range(4):  # on a busy machine, the answer to the click before may arrive after the first key
-        price.locator('.noUi-handle').first.focus()
+        price.locator('.noUi-handle, .cf-track input').first.focus()
         site.page.keyboard.press('Home')
         for _ in range(5):  # without waiting: no answer may undo a later key
             site.page.keyboard.press('ArrowRight')
@@ -445,6 +450,18 @@ def test_a_busy_kernel(site):
         site.wait_for_answer('white socks')                   # the query is not lost
         site.wait_for('text=Python is busy', state='hidden')
         return
+    if site.kind == 'app':
+        warm, = psutil.Process(site.process.pid).children()
+        kernels = warm.children()
+        for kernel in kernels:
+            kernel.suspend()
+        site.box.fill('white socks')
+        site.wait_for('text=Python is busy')
+        for kernel in kernels:
+            kernel.resume()
+        site.wait_for_answer('white socks')
+        site.wait_for('text=Python is busy', state='hidden')
+        return
     run_cell(site.page, 2)
     site.box.fill('white socks')
     site.wait_for_answer('white socks')                       # JupyterLab sends messages of widgets past a running cell
@@ -455,7 +472,7 @@ def test_a_busy_kernel(site):
 def test_widths_and_themes(site):
     site.ask('red dress')
     for theme in ('light', 'dark'):
-        if theme == 'dark' and site.kind == 'voila':          # a setting of the visitor's system
+        if theme == 'dark' and site.kind != 'lab':          # a setting of the visitor's system
             site.page.emulate_media(color_scheme='dark')
         elif theme == 'dark':
             site.page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")

@@ -71,12 +71,12 @@ function render({ model, el }) {
   const listeners = new AbortController();
   const page = () => el.closest('.cf-page') ?? el;
 
-  const draw = () => {
+  const drawBody = () => {
     const first = document.querySelector('#cf-first .cf-body');
     if (first && !model.get('html')) body.replaceChildren(...first.childNodes);
     else body.innerHTML = model.get('html');
-    status.textContent = model.get('status');
   };
+  const drawStatus = () => { status.textContent = model.get('status'); };
 
   let timer = null;
   const ping = () => {
@@ -157,7 +157,8 @@ function render({ model, el }) {
     model.send({ action: button.dataset.action, value: button.dataset.value });
   };
 
-  model.on('change:html change:status', draw);
+  model.on('change:html', drawBody);
+  model.on('change:status', drawStatus);
   model.on('msg:custom', onMessage);
   el.addEventListener('click', onClick, { signal: listeners.signal });
   chooser.addEventListener('change', upload);
@@ -174,7 +175,8 @@ function render({ model, el }) {
     page().setAttribute('data-lm-suppress-shortcuts', 'true');
     for (const each of toggles()) each.setAttribute('aria-expanded', 'false');
   });
-  draw();
+  drawBody();
+  drawStatus();
   takeOver(el, action => { ping(); model.send(action); });
 
   return () => listeners.abort();
