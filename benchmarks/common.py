@@ -136,10 +136,12 @@ class Results:
         print_record(**record)
         self.records.append(rounded(record))
 
-    def measure(self, *options: object, required: bool = False, **environment: str) -> list[dict]:
-        "Run this script in a process of its own, with additional options; returns the records that it prints."
+    def measure(self, *options: object, required: bool = False, processes: int = 1, **environment: str) -> list[dict]:
+        "Run this script in processes of its own, with additional options; returns the records that it prints."
         records = []
-        command = [sys.executable, '-W', 'ignore', sys.argv[0], *sys.argv[1:], *map(str, options)]
+        launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(processes)]
+        command = [sys.executable, '-W', 'ignore', *(launcher if processes > 1 else []),
+                   sys.argv[0], *sys.argv[1:], *map(str, options)]
         with tempfile.TemporaryFile('w+') as errors:
             options_of_child = dict(stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | environment)
             child = subprocess.Popen(command, **options_of_child)

@@ -9,7 +9,7 @@ prints one record. The cache is "cold" in a first run, which decodes the images,
 the cold run is also the one at the first batch size. --plain adds the plain loop of training_peers.py.
 
 compiled tells whether the layers were compiled, replayed whether whole steps were recorded as CUDA graphs, which
-train() does on one device for models of the types clip and siglip (SigLIP 2 of fixed resolution is a siglip).
+train() does for models of the types clip and siglip (SigLIP 2 of fixed resolution is a siglip).
 
 seconds is the time of the call of train(), and pairs_per_second_from_start the pairs that it trained on, divided by
 that time. pairs_per_second counts only the steps, without metrics and checkpoints, and leaves out the first epoch if

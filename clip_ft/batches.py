@@ -114,7 +114,7 @@ def assemble(self: TrainingBatches,
         random_numbers=random_numbers.to(self.device, non_blocking=True),
         groups=groups.to(self.device, non_blocking=True))
     for prefix, (tokens, text_ids) in zip(PREFIXES, texts):
-        batch |= {prefix+name: values for name, values in tokens[text_ids[self.mine]].items()}
+        batch |= {prefix+name: values for name, values in tokens.part(text_ids, self.mine).items()}
     if self.base_embeds is not None:
         batch['base_embeds'] = self.base_embeds[self.rows[rows].to(self.device)]
     if self.guide is not None:

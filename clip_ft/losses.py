@@ -145,7 +145,7 @@ def gather_rows(
 def embedding_gradients(
     loss: Callable[..., torch.Tensor],  # of embeddings [B, D] of images and of texts, and rows: the part of these rows
     *embeds: torch.Tensor,  # [b, D] each: images and texts (one or several per image) of this process's share
-    block_size: int = 1024,  # rows of cosines that are computed at once
+    cosines: int = 2**24,  # cosines that are computed at once
     scaler: torch.amp.GradScaler | None = None,  # scales the loss for gradients in float16
 ) -> tuple[torch.Tensor, ...]:  # loss of the whole batch, gradients [b, D] of images and texts
     "Loss over the batch of all processes, and its gradients for the embeddings of this process."
@@ -153,9 +153,9 @@ def embedding_gradients(
     gathered = gather_rows(torch.cat(embeds, dim=1).detach()).requires_grad_()
     distributed = len(gathered) > n
     first = n*dist.get_rank() if distributed else 0
-    total = gathered.new_zeros(())
-    for start in range(first, first+n, block_size):
-        rows = slice(start, min(start+block_size, first+n))
+    total, step = gathered.new_zeros(()), max(1, cosines//len(gathered))
+    for start in range(first, first+n, step):
+        rows = slice(start, min(start+step, first+n))
         part = loss(*gathered.split(dim, dim=1), rows=rows)
         (scaler.scale(part) if scaler else part).backward()
         total += part.detach()

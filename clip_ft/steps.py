@@ -87,7 +87,7 @@ def _prepare_model(self: TrainingSteps) -> None:
     if config.freeze_vision or config.freeze_text:
         freeze_early_layers(model, config.freeze_vision, config.freeze_text)
     self.dtype, scale_loss = autocast_dtype(model)
-    record = self.compiled and self.world == 1 and not scale_loss and can_record(model)
+    record = self.compiled and not scale_loss and can_record(model)
     steps = self.steps_per_epoch*config.epochs
     self.optimizer = ScheduledAdamW(model, config.lr, steps, config.warmup, config.weight_decay, config.layer_decay,
                                     config.grad_clip, config.ema, scale_loss, capturable=record)
@@ -181,7 +181,9 @@ def backward(self: TrainingSteps, batch: dict) -> tuple[torch.Tensor, ...]:  # l
     for part in parts:
         part_embeds = embeds if len(parts) == 1 else self.embed(batch, part)
         pairs = [(x, gradient[part]) for x, gradient in zip(part_embeds, gradients) if x.requires_grad]  # not frozen
-        torch.autograd.backward([x for x, _ in pairs], [gradient for _, gradient in pairs])
+        summed = self.optimizer.gradient_sum.overlapping() if part is parts[-1] else nullcontext()
+        with summed:
+            torch.autograd.backward([x for x, _ in pairs], [gradient for _, gradient in pairs])
     return loss, *(x.detach() for x in embeds)
 
 # %% ../nbs/46_steps.ipynb #aa3b0d91

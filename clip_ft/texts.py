@@ -56,7 +56,7 @@ def _well_formed(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
 
-
+# %% ../nbs/22_texts.ipynb #877408b4
 class Tokens:
     "Tokenized texts; indexing with row numbers gives a batch, padded to its longest text."
     def __init__(self,
@@ -92,9 +92,18 @@ class Tokens:
     def __getitem__(self,
         rows: Rows,  # B row numbers
     ) -> dict[str, torch.Tensor]:  # input_ids and, unless padded to a fixed length, attention_mask: int64 [B, L]
+        return self.part(rows, slice(None))
+
+    def part(self,
+        rows: Rows,  # row numbers of a batch
+        part: slice,  # B of them
+    ) -> dict[str, torch.Tensor]:  # as from indexing
+        "Tokens of a part of a batch, padded to the longest text of the whole batch."
         rows = torch.as_tensor(rows)
+        width = self._width(self.lengths[rows])
+        rows = rows[part]
         lengths, starts = self.lengths[rows], self.starts[rows]
-        columns = torch.arange(self._width(lengths)).expand(len(rows), -1)
+        columns = torch.arange(width).expand(len(rows), -1)
         if self.spec.pad_left:
             columns = columns - columns.shape[1] + lengths[:, None]
         mask = (columns >= 0) & (columns < lengths[:, None])
