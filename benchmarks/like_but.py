@@ -6,7 +6,13 @@
 is one of the catalogue ("like"), or a photo of a product that was taken out of the catalogue ("upload"). "before" adds
 the vectors of image and text; "after" also uses the values of the catalogue. Kind and colour are those of the columns
 category and colour, which "after" reads as well. "right_kind" is the share of the queries whose kind is that of the
-first result. One row per method and kind of image is added to the CSV file, with the standard deviation over the seeds.
+first result.
+
+Rows with the image "without" are queries by text: the categories of the same 60 products, "before" as they are, "after"
+with the option "without" and the most frequent colour among their first five results. "colour" is then the share of
+results of other colours.
+
+One row per method and kind of image is added to the CSV file, with the standard deviation over the seeds.
 """
 import argparse
 from pathlib import Path
@@ -19,6 +25,7 @@ from clip_ft.embeddings_file import load_embeddings
 from clip_ft.match_scale import column_values
 from clip_ft.search import Searcher
 from clip_ft.splits import duplicate_groups
+from clip_ft.texts import category_words
 
 
 def queries_of(products, seed, count=60):
@@ -56,6 +63,23 @@ def measure(searcher, whole, queries, source):
     return np.mean(found, axis=0)
 
 
+def common_colours(searcher, queries):
+    "The queries with the most frequent colour among the first five results of their kind instead of the wanted one."
+    for row, kind, _ in queries:
+        yield row, kind, searcher.search(category_words(pd.Series([kind]))[0], 5)['colour'].mode()[0]
+
+
+def measure_without(searcher, queries, excluded):
+    "Mean shares of the right kind, of other colours than the excluded one, and of both, among the first five results."
+    found = []
+    for _, kind, colour in queries:
+        options = dict(without=colour.lower()) if excluded else {}
+        shown = searcher.search(category_words(pd.Series([kind]))[0], 5, **options)
+        right = (shown['category'] == kind), (shown['colour'] != colour)
+        found.append([right[0].mean(), right[1].mean(), (right[0] & right[1]).mean(), right[0].iloc[0]])
+    return np.mean(found, axis=0)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('project', type=Path)
@@ -74,6 +98,10 @@ def main():
             for method, known in (('before', {}), ('after', values)):
                 searcher.values = known
                 results.setdefault((method, source), []).append(measure(searcher, products, queries, source))
+        queries = list(common_colours(whole, queries))
+        for method in ('before', 'after'):
+            found = measure_without(whole, queries, method == 'after')
+            results.setdefault((method, 'without'), []).append(found)
     for (method, source), found in results.items():
         means, deviations = np.mean(found, axis=0).round(3), np.std(found, axis=0, ddof=1).round(3)
         rows.append(dict(project=args.label or args.project.name, method=method, image=source, seeds=args.seeds,

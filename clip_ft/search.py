@@ -254,8 +254,7 @@ def _judged(
         return found if self.match_scale is None else with_match(found, np.zeros(0))
     top = self.index.nearest((vector if image_vector is None else image_vector)[None], TOP + 1, where)[0]
     if image_vector is None:
-        cosines = self.index.sample @ vector
-        judged = self.match_scale.of_text(text, vector, (float(cosines.mean()), float(cosines.std())), found, top)
+        judged = self.match_scale.of_text(text, vector, found, top)
     else:
         top = top if like is None else top[~is_image_of(top, like)]
         near = found.assign(clip_score=100*(self.index.vectors(found['image']) @ image_vector))
