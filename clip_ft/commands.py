@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_project', 'get_data_main', 'preprocess_main', 'train_main', 'tune_main', 'evaluate_main', 'export_main',
-           'embed_main', 'sync_main', 'search_main', 'app_main', 'serve_main', 'checkup_main']
+           'embed_main', 'sync_main', 'search_main', 'app_main', 'serve_main', 'checkup_main', 'map_main']
 
 # %% ../nbs/99_commands.ipynb #79a00003
 import os
@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from .core import InputError, Paths, console_script, printable, writable_file
 from .options import GRID_ENDINGS, GRID_FORMATS, app_parser, checkup_parser, embed_parser, evaluate_parser
-from .options import export_parser
+from .options import export_parser, map_parser
 from .options import get_data_parser, preprocess_parser, search_arguments, train_config, train_parser
 from .options import serve_parser, sync_parser, tune_parser
 from .settings import TrainConfig, demo_config
@@ -208,3 +208,14 @@ def checkup_main(argv: list[str] | None = None) -> None:
     check_project(Paths(args.root), 'split', 'embeddings')
     from clip_ft.checkup_report import checkup_command
     checkup_command(args)
+
+# %% ../nbs/99_commands.ipynb #79a00051
+@console_script
+def map_main(argv: list[str] | None = None) -> None:
+    "clip_ft_map: write a map of the catalogue."
+    args = map_parser().parse_args(argv)
+    if Path(writable_file(args.out)).suffix.lower() not in ('.html', '.htm'):
+        raise InputError(f'--out writes HTML: name a file that ends in .html, not {args.out}.')
+    check_project(Paths(args.root), 'embeddings', *(['model'] if args.texts or args.before else []))
+    from clip_ft.catalogue_map import map_command
+    map_command(args)

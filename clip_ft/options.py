@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['BASE', 'GRID_FORMATS', 'GRID_ENDINGS', 'command_parser', 'non_negative_int', 'get_data_parser', 'preprocess_parser',
            'train_parser', 'train_config', 'tune_parser', 'evaluate_parser', 'export_parser', 'embed_parser',
-           'sync_parser', 'search_parser', 'search_arguments', 'app_parser', 'serve_parser', 'checkup_parser']
+           'sync_parser', 'search_parser', 'search_arguments', 'app_parser', 'serve_parser', 'checkup_parser',
+           'map_parser']
 
 # %% ../nbs/98_options.ipynb #68a00003
 import re
@@ -25,7 +26,7 @@ class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, printable(f'error: {message}; see --help') + '\n')
 
-
+# %% ../nbs/98_options.ipynb #a0ffdfch
 class _Sentences(HelpFormatter):
     "Writes the help of each option as a sentence, followed by its default unless the sentence names it."
     def _get_help_string(self, action: Action) -> str:
@@ -35,7 +36,7 @@ class _Sentences(HelpFormatter):
             about += f'. Default: {default:g}' if isinstance(default, float) else '. Default: %(default)s'
         return f'{about[:1].upper()}{about[1:]}.'
 
-
+# %% ../nbs/98_options.ipynb #a0ffdfci
 def command_parser(
     description: str,  # what the command does, in one sentence
 ) -> ArgumentParser:
@@ -71,19 +72,19 @@ _integer, _number = _converted(int, 'a whole number'), _converted(float, 'a numb
 # %% ../nbs/98_options.ipynb #68a00006
 BASE = 'openai/clip-vit-base-patch32'  # model that training starts from by default
 
-
+# %% ../nbs/98_options.ipynb #68a0000h
 def _add_model(parser: ArgumentParser, about: str) -> None:
     "Add the options --model and --device."
     parser.add_argument('--model', metavar='MODEL', help=f'{about}: a name on the Hugging Face hub, or a folder; '
                         'by default checkpoints/best_model below --root')
     _add_device(parser)
 
-
+# %% ../nbs/98_options.ipynb #68a0000i
 def _add_device(parser: ArgumentParser) -> None:
     parser.add_argument('--device', metavar='DEVICE',
                         help='device to use: cuda, cuda:1, mps or cpu; by default the fastest available')
 
-
+# %% ../nbs/98_options.ipynb #68a0000j
 def _add_store(parser: ArgumentParser, about: str, default: str | None = None) -> None:
     place = 'a folder of LanceDB, or an address such as s3://bucket/shop; by default data/processed/store below --root'
     parser.add_argument('--store', nargs='?', const='', default=default, metavar='PLACE', help=f'{about}: {place}')
@@ -327,7 +328,7 @@ def _host_name(text: str) -> str:
         raise ArgumentTypeError('must be a host name in lower case without port, such as shop.example.com')
     return text
 
-
+# %% ../nbs/98_options.ipynb #68a0002h
 def _up_to(most: int, kind: str) -> Callable[[str], int]:
     "An argparse type for a number from 1."
     def parse(text: str) -> int:
@@ -336,7 +337,7 @@ def _up_to(most: int, kind: str) -> Callable[[str], int]:
         return int(text)
     return parse
 
-
+# %% ../nbs/98_options.ipynb #68a0002i
 def app_parser() -> ArgumentParser:
     "The options of clip_ft_app."
     parser = command_parser('Serve the search page to visitors. Settings of Voila can be added, as --Class.name=value.')
@@ -359,7 +360,7 @@ def _positive(text: str) -> float:
         raise ArgumentTypeError(f'must be a number of seconds above 0 and up to 3600, not {text}')
     return seconds
 
-
+# %% ../nbs/98_options.ipynb #68a0003h
 def serve_parser() -> ArgumentParser:
     "The options of clip_ft_serve."
     parser = command_parser('Serve the search to other programs, as JSON over HTTP or as an MCP server.')
@@ -391,4 +392,15 @@ def checkup_parser() -> ArgumentParser:
     parser.add_argument('--least', type=_number, default=.9, metavar='NUMBER',
         help='confidence, from 0 to 1, that a suggestion needs for --fix')
     parser.add_argument('--kinds', nargs='+', metavar='KIND', default=[], help='kinds of findings; by default all')
+    return parser
+
+# %% ../nbs/98_options.ipynb #68a00051
+def map_parser() -> ArgumentParser:
+    "The options of clip_ft_map."
+    parser = command_parser('Draw a map of the catalogue on one HTML page: similar products are close to each other.')
+    _add_device(parser)
+    parser.add_argument('--out', metavar='FILE', default='map.html', help='page to write')
+    parser.add_argument('--color', metavar='COLUMN', help='column that chooses the colours at first')
+    parser.add_argument('--before', action='store_true', help='also show the map before fine-tuning')
+    parser.add_argument('--texts', action='store_true', help='also show the texts of the products')
     return parser

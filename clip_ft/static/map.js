@@ -185,6 +185,7 @@ function render({ model, el }) {
   const view = { x: 32767, y: 32767, zoom: 1 };
   let [row, pane, asked, selected, shape, anchor] = [-1, 0, -1, null, null, null];
   let codes, order, colours;
+  let announced = false; // the status says something that a late description must not replace
   const ends = new AbortController();
   const listen = (target, name, call, options) =>
     target.addEventListener(name, call, { signal: ends.signal, ...options });
@@ -257,6 +258,7 @@ function render({ model, el }) {
   const point = (next, of) => { // to a product; -1: to none
     if (next === row && of === pane) return;
     [row, pane] = [next, of];
+    announced = false;
     card.hidden = true;
     ask();
     redraw(false);
@@ -270,7 +272,7 @@ function render({ model, el }) {
       card.append(element('img', { alt: '', src, onload: () => URL.revokeObjectURL(src) }));
     }
     card.append(about.name, ...about.facts.map(textContent => element('small', { textContent })));
-    status.textContent = [about.name, ...about.facts].join(', ');
+    if (!announced) status.textContent = [about.name, ...about.facts].join(', ');
     const plane = planes[pane];
     const [x, y] = plane.place(row).map(pixels => pixels / plane.dpr);
     const [box, frame] = [plane.above.getBoundingClientRect(), panes.getBoundingClientRect()];
@@ -284,6 +286,7 @@ function render({ model, el }) {
   const choose = mask => { // select products; null: none
     const rows = mask ? Uint32Array.from(mask.keys()).filter(i => mask[i]) : new Uint32Array();
     selected = rows.length ? mask : null;
+    announced = true;
     model.send({ action: 'select' }, undefined, [rows.buffer]);
     redraw(true);
   };
@@ -344,6 +347,7 @@ function render({ model, el }) {
     } else if (event.key === 'Enter' && row >= 0) {
       if (anchor === null) {
         anchor = row;
+        announced = true;
         status.textContent = 'The rectangle starts here. Go to another product, and press Enter.';
       } else {
         const polygon = rectangle(plane);
