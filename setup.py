@@ -32,6 +32,6 @@ setup(
         "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
     },
     package_data={cfg["lib_path"]: ["py.typed", "templates/*.html", "templates/*.md", "static/*.css", "static/*.js",
-                                  "static/languages/*.json"]},
+                                  "static/*.npz", "static/languages/*.json"]},
     zip_safe=False,
 )

@@ -11,7 +11,7 @@ import pandas as pd
 import warnings
 from .archives import open_arrays
 from .cleaning import as_texts
-from .image_quality import image_measures, image_quality_findings
+from .image_quality import image_quality_findings, measures_and_thumbnails
 from .category_checks import check_categories
 from .catalogue import find_table, read_any_table
 from .core import InputError, Paths, printable
@@ -61,6 +61,11 @@ class CheckupData:
         self.image_dir = image_folder(catalogue_folder(paths), self.products)
 
     @cached_property
+    def measured(self) -> tuple[pd.DataFrame, np.ndarray]:
+        "Measures and thumbnails of the images, from one decoding."
+        return measures_and_thumbnails(self.images['image'], self.image_dir)
+
+    @cached_property
     def model(self) -> tuple[Any, Any]:
         "The model that made the embeddings, and its processor."
         model, processor = load_model(self.model_name, self.device, verbose=False)
@@ -93,7 +98,7 @@ def unused_rows(
 
 # %% ../nbs/96_catalogue_checks.ipynb #96c00013
 def _image_quality(data: CheckupData) -> pd.DataFrame:
-    return image_quality_findings(data.images, image_measures(data.images['image'], data.image_dir))
+    return image_quality_findings(data.images, data.measured[0])
 
 
 def _labels(data: CheckupData) -> pd.DataFrame:
@@ -101,7 +106,7 @@ def _labels(data: CheckupData) -> pd.DataFrame:
 
 
 def _duplicates(data: CheckupData) -> pd.DataFrame:
-    return check_duplicates(data.images, data.vectors, data.image_dir, data.in_test)
+    return check_duplicates(data.images, data.vectors, data.image_dir, data.in_test, thumbnails=data.measured[1])
 
 
 def _categories(data: CheckupData) -> pd.DataFrame:
