@@ -33,7 +33,7 @@ from .core import InputError, Paths, atomic_write, chunked_calls, printable, run
 from .data import catalogue_folder, image_folder, load_split
 from .dataset import ResizeSpec, read_pixels
 from .embeddings_file import EmbeddedBefore, embedded_before, load_embeddings, products_of, save_embeddings
-from .embeddings_file import scale_key, scale_path
+from .embeddings_file import chosen_type, scale_key, scale_path
 from .encode import embed_images, embed_texts
 from .fast import InferenceModel
 from .images import ImageError, image_problem, read_image_file
@@ -363,16 +363,16 @@ def embed_command(
     paths = Paths(args.root)
     load_split(paths)  # reports a missing split before a model is loaded
     age = describe_age(paths)
-    cpu = open_device(args.device).type == 'cpu'
-    state = PartialState(cpu=cpu, timeout=timedelta(hours=6))  # gives each process its own device
+    state = PartialState(cpu=open_device(args.device).type == 'cpu', timeout=timedelta(hours=6))  # one device each
     if age and state.is_main_process:
         print(printable(age))
     model, processor = load_model(args.model or paths.best_model, args.device, state.is_main_process)
-    data = embed_catalogue(model, processor, paths, np.float16 if args.float16 else np.float32, args.text_share)
+    data = embed_catalogue(model, processor, paths, chosen_type(paths.embeddings, args.float16), args.text_share)
     if state.is_main_process:
         (count, dimension), unchanged = data['embeddings'].shape, data['unchanged']
         also = f', {unchanged:,} unchanged' if unchanged else ''
-        print(f'{count - unchanged:,} images embedded{also}, in {dimension} dimensions: {printable(paths.embeddings)}')
+        size = f'{dimension} dimensions' + ' of 16 bits'*(data['embeddings'].dtype == np.float16)
+        print(f'{count - unchanged:,} images embedded{also}, in {size}: {printable(paths.embeddings)}')
         if data['text_share']:
             print(f'The embeddings mix images and texts; the share of the texts is {data["text_share"]}.')
         if data['fitted']:

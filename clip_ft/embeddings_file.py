@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'save_embeddings', 'check_sizes', 'scale_path', 'scale_about', 'products_of', 'scale_key', 'load_embeddings',
-           'EmbeddedBefore', 'embedded_before']
+           'EmbeddedBefore', 'embedded_before', 'stored_digests', 'chosen_type']
 
 # %% ../nbs/44_embeddings_file.ipynb #5ce88a2f
 import json
@@ -211,3 +211,27 @@ def embedded_before(
     except (InputError, *DAMAGED):
         pass  # a missing or damaged file is written again
     return EmbeddedBefore(pd.Index([], dtype=object), np.zeros(0, np.str_), np.zeros((0, 0), np.float32))
+
+# %% ../nbs/44_embeddings_file.ipynb #842786eb
+def stored_digests(
+    path: str | Path,  # embeddings file
+) -> np.ndarray:  # digest of the file of each image, str [N]
+    "The digests of the images. Raises InputError for a file without them."
+    with open_arrays(path) as file:
+        if 'digests' not in file.files:
+            raise InputError(f'{path} has no digests of the images: make it again (clip_ft_embed).')
+        return file['digests'].astype(str)
+
+
+def chosen_type(
+    path: str | Path,  # embeddings file, which may be missing
+    float16: bool | None = None,  # whether 16 bits are wanted; None for the type in the file
+) -> np.dtype:
+    "The type of the numbers that an embeddings file gets."
+    if float16 is not None:
+        return np.dtype(np.float16 if float16 else np.float32)
+    try:
+        with open_arrays(path) as file:
+            return file['embeddings'].dtype
+    except (InputError, KeyError, *DAMAGED):  # such a file is written again
+        return np.dtype(np.float32)

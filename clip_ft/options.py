@@ -267,7 +267,7 @@ def embed_parser() -> ArgumentParser:
     parser = command_parser('Embed the images of all products for search. The same command resumes an interrupted run.')
     _add_model(parser, 'model to embed with')
     _add_store(parser, 'also write them into this store')
-    parser.add_argument('--float16', action='store_true', help='store 16-bit embeddings, which halves the file')
+    parser.add_argument('--float16', action=BooleanOptionalAction, help='store 16 bits per number; default: as before')
     parser.add_argument('--text-share', type=_share, default=0., metavar='NUMBER',
         help='share of the texts of a product in its embeddings, from 0 to 1; auto chooses it on validation queries')
     return parser

@@ -226,10 +226,10 @@ def learn(
     fit: Callable[[Mapping[str, Any], WordIndex], MatchScale | None],  # from data as from load_embeddings, and words
 ) -> bool:  # whether anything was learned
     "Store what tells good matches from bad ones, and the words that can be suggested."
-    data = self._data()
-    key, about = scale_key(data)['products'].encode(), _read_about(self.db, self.name)
+    key, about = scale_key(self._data())['products'].encode(), _read_about(self.db, self.name)
     if about.get('products') == key:
         return False
+    data = self._data(['vector'])
     words = WordIndex(products_of(data))
     scale = fit(data, words)
     values = dict(products=key, words=words.to_json(), scale=b'')
@@ -243,13 +243,14 @@ def learn(
 
 
 @patch
-def _data(self: LanceStore) -> dict[str, Any]:
-    "All images in the order of their names, as from load_embeddings."
-    rows = self._filled().search().select([*_stored_names(self.columns), 'vector']).to_arrow().sort_by('image')
-    products = _texts(rows.drop_columns('vector')).rename(columns=column_name)
+def _data(self: LanceStore, also: Sequence[str] = ()) -> dict[str, Any]:
+    "All images in the order of their names, as from load_embeddings; embeddings only if the column vector is read."
+    rows = self._filled().search().select([*_stored_names(self.columns), *also]).to_arrow().sort_by('image')
+    vectors = {name: _matrix(rows[name]) for name in also}
+    products = _texts(rows.drop_columns(list(also))).rename(columns=column_name)
     missing = [name for name in ('display name', 'category', 'description') if name not in products]
     products = products.assign(**dict.fromkeys(missing, ''))
-    return dict(embeddings=_matrix(rows['vector']), image_names=products['image'].to_numpy(), dataframe=products,
+    return dict(embeddings=vectors.get('vector'), image_names=products['image'].to_numpy(), dataframe=products,
                 weights_hash=self.weights_hash, image_set='', text_share=self.text_share)
 
 # %% ../nbs/67_store.ipynb #348646c2

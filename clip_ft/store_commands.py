@@ -10,7 +10,7 @@ import pandas as pd
 from argparse import Namespace
 from .core import InputError, Paths, printable
 from .data import catalogue_folder, image_folder, load_split
-from .embeddings_file import embedded_before, load_embeddings
+from .embeddings_file import load_embeddings, stored_digests
 from .model import load_model
 from .splits import describe_age
 from .store import LanceStore
@@ -69,8 +69,7 @@ def fill_command(
 ) -> None:
     "Write the embeddings file into a store, and print what has changed."
     paths = Paths(args.root)
-    data = load_embeddings(paths.embeddings)
-    digests = embedded_before(paths.embeddings, data['weights_hash'], data['embeddings'].dtype).digests
+    data, digests = load_embeddings(paths.embeddings), stored_digests(paths.embeddings)
     store = LanceStore(args.store or paths.store)
     before = _weights(store)
     _report(store, before, store.fill(data, digests))

@@ -211,7 +211,8 @@ def test_columns_are_printed_remembered_and_used_by_later_stages(catalogue, tmp_
     table.assign(Colour='Red', sex='Women', Name='x').to_csv(catalogue/'data.csv', index=False)
     root = tmp_path/'root'
     run(get_data_main, '--root', root, '--source', catalogue)
-    assert "no column 'category'" in run(preprocess_main, '--root', root, refused=True)
+    printed = run(preprocess_main, '--root', root)
+    assert 'Columns: file -> image' in printed and 'No product has a category: ' in printed
     columns = ('Columns: Sort -> category, file -> image, Body (HTML) -> description, '
                'title -> display name (not Name), Colour -> colour, sex -> gender\n')
     assert columns in run(preprocess_main, '--root', root, '--columns', 'category=Sort')

@@ -293,8 +293,18 @@ def test_frames_of_pandas_with_lists_and_repeated_columns(catalogue):
     products = pd.concat([products, products[['year']]], axis=1).set_axis(range(100, 120))
     kept, rejects = clean_products(products, catalogue/'data')
     assert len(kept) == 20 and rejects.empty and kept['tags'].eq('a, b').all() and 'year 2' in kept
-    with pytest.raises(InputError, match="no column 'category'; they have 'image'"):
-        clean_products(products.drop(columns='category'), catalogue/'data')
+    with pytest.raises(InputError, match="no column 'display name'; they have 'image'"):
+        clean_products(products.drop(columns='display name'), catalogue/'data')
+
+
+def test_names_and_images_are_enough(catalogue):
+    products, notes = read_products(catalogue)[['image', 'display name']], []
+    kept, rejects = clean_products(products, catalogue/'data', notes=notes)
+    assert len(kept) == 20 and rejects.empty and kept['category'].eq('').all()
+    assert kept['description'].equals(kept['display name'])
+    assert kept['full_text'].str.rstrip('.').equals(kept['display name'])
+    assert [note.partition(':')[0] for note in notes] == [
+        'No product has a description', 'No product has a category']
 
 
 def test_ids_of_a_column_are_used_where_they_fit(catalogue):
