@@ -26,15 +26,15 @@ from clip_ft.core import Paths
 from clip_ft.embeddings_file import load_embeddings
 from clip_ft.encode import embed_texts
 from clip_ft.label_checks import (
+    attribute_columns,
     misplaced_texts,
     missing_values,
     name_and_description,
-    nearest_others,
-    predict_values,
     wrong_values,
 )
 from clip_ft.model import load_model
 from clip_ft.splits import duplicate_groups
+from clip_ft.tags import nearest_others, predict_values
 from clip_ft.views import product_keys
 
 PLANTED = 50
@@ -82,9 +82,10 @@ def measure_texts(products, images, texts, groups, near_image, seed):
         yield record(kind, products, pairs.ravel(), found)
 
 
-def measure_values(products, images, texts, near, model, processor, column, seed):
-    "Replace values of a column, and remove others."
-    rng = np.random.default_rng([seed, len(column)])
+def measure_values(products, images, texts, near, model, processor, role, seed):
+    "Replace values of the column with a role, and remove others."
+    column = next(name for name, other in attribute_columns(products).items() if other == role)
+    rng = np.random.default_rng([seed, len(role)])
     original = products[column].to_numpy(object)
     rows = rng.permutation(np.flatnonzero(original != ''))
     replaced, removed = rows[:PLANTED], rows[PLANTED:2*PLANTED]
@@ -94,11 +95,11 @@ def measure_values(products, images, texts, near, model, processor, column, seed
     values[removed] = ''
     faulty = products.assign(**{column: values})
     predicted = predict_values(faulty, column, images, model, processor, texts, near=near)
-    yield record(f'wrong {column}', products, replaced, wrong_values(faulty, predicted, f'wrong {column}'), original)
+    yield record(f'wrong {role}', products, replaced, wrong_values(faulty, predicted, f'wrong {role}'), original)
     found = missing_values(faulty, predicted)
     found = found[found['image'].isin(products['image'].iloc[removed])]
     right = found['suggestion'] == found['image'].map(dict(zip(products['image'], original)))
-    yield dict(kind=f'missing {column}', planted=PLANTED, found=len(found), right=right.sum(),
+    yield dict(kind=f'missing {role}', planted=PLANTED, found=len(found), right=right.sum(),
                recall=right.sum()/PLANTED, precision=right.mean(), restored=np.nan)
 
 
@@ -133,8 +134,8 @@ def main():
     near = [nearest_others(vectors, groups) for vectors in (images, texts)]
     for seed in args.seeds:
         found = [*measure_texts(products, images, texts, groups, near[0], seed)]
-        for column in ('category', 'colour'):
-            found += measure_values(products, images, texts, near, model, processor, column, seed)
+        for role in ('category', 'colour'):
+            found += measure_values(products, images, texts, near, model, processor, role, seed)
         records += [dict(data=args.label or args.project.name, seed=seed) | each for each in found]
         print(pd.DataFrame(records[-len(found):]).round(2).to_string(index=False), flush=True)
     table = pd.DataFrame(records).round(3)

@@ -120,12 +120,12 @@ class Check(NamedTuple):
 
 
 CHECKS = {
+    'rows': Check(('unused row', 'unused image'), unused_rows),
     'duplicates': Check(('duplicate', 'shared image', 'across split'), _duplicates),
     'image quality': Check(('blurred', 'dark', 'washed out', 'tiny', 'odd aspect', 'nearly empty', 'watermark',
                             'collage'), _image_quality),
     'labels': Check(('text of another product', 'wrong category', 'wrong colour', 'missing value'), _labels),
     'categories': Check(('small category', 'same category', 'overlapping categories'), _categories),
-    'rows': Check(('unused row', 'unused image'), unused_rows),
 }
 
 # %% ../nbs/96_catalogue_checks.ipynb #96c00014

@@ -9,19 +9,22 @@ __all__ = ['KIND_WORDS', 'MAX_OF_KIND', 'MAX_SHOWN', 'MAX_REPORT_BYTES', 'Words'
 # %% ../nbs/97_checkup_report.ipynb #97c00004
 import codecs
 import os
+import numpy as np
 import pandas as pd
 import re
 from argparse import Namespace
 from .cards import Thumbnails
+from .catalogue import find_table
 from .catalogue_checks import CheckupData, OwnTable, own_table, run_checks
 from .cleaning import print_lines
 from .core import InputError, Paths, atomic_write, printable, writable_file
 from .data import catalogue_folder
 from .findings import apply_suggestions, sure_suggestions
-from .record import read_options
+from .record import read_options, written_table
 from .rendering import render_template, static_file
 from .splits import describe_age
 from .tables import detect_encoding, keep_original, read_file, without_formulas, write_table
+from collections.abc import Sequence
 from contextlib import suppress
 from io import BytesIO
 from markupsafe import Markup
@@ -137,7 +140,7 @@ def _cards(findings: pd.DataFrame, data: CheckupData, thumbnails: Thumbnails, ro
         old = known[column].get(image, '') if column in known and finding['suggestion'] else ''
         width, height = Image.open(BytesIO(jpeg)).size if jpeg else (0, 0)
         texts = {name: _text(finding[name]) for name in ('image', 'product', 'reason', 'column', 'suggestion')}
-        sure = f'{finding["score"]:.0%} sure · ' if finding['score'] < 1 else ''
+        sure = f'{min(finding["score"], .99):.0%} sure · ' if finding['score'] < 1 else ''
         cards.append(texts | dict(old=_text(old), sure=sure, jpeg=jpeg, row=row, width=width, height=height))
     return cards
 
@@ -157,14 +160,14 @@ def _section(
                 omitted=count - len(groups) - len(single))
 
 
-def _table_values(own: OwnTable | None, path: str | Path) -> dict[str, str]:
-    "The name of the table of the catalogue, and a link to it that works from the report."
-    if own is None:
-        return dict(name='', link='', changes='')
+def _linked(file: str | Path | None, page: str | Path) -> dict[str, str]:
+    "The name of a file, and a link to it that works from the report."
+    if file is None:
+        return dict(name='', link='')
     link = ''
     with suppress(ValueError):  # another drive of Windows
-        link = quote(Path(os.path.relpath(own.path.absolute(), Path(path).absolute().parent)).as_posix())
-    return dict(name=_text(own.path.name), link=link, changes='')
+        link = quote(Path(os.path.relpath(Path(file).absolute(), Path(page).absolute().parent)).as_posix())
+    return dict(name=_text(Path(file).name), link=link)
 
 
 def write_checkup(
@@ -174,6 +177,7 @@ def write_checkup(
     own: OwnTable | None = None,  # table of the catalogue; None: the report has no row numbers
     notes: list[str] | None = None,  # warnings shown at the top
     title: str = 'Check-up of the catalogue',
+    files: Sequence[str | Path | None] = (None, None),  # list of findings, corrected table; None: not written
 ) -> int:  # size in bytes
     "Write the report as one HTML file, under 2 MB."
     kinds = findings.groupby('kind', sort=False)
@@ -183,7 +187,8 @@ def write_checkup(
         thumbnails = Thumbnails(data.image_dir, side)
         sections = [_section(kind, found, most, data, thumbnails, own) for kind, found in kinds]
         page = render_template('checkup.html', css=css, title=title, products=len(data.products), sections=sections,
-                               notes=[_text(note, 500) for note in notes or []], table=_table_values(own, path))
+                               notes=[_text(note, 500) for note in notes or []], table=_linked(own and own.path, path),
+                               listed=_linked(files[0], path), fixed=_linked(files[1], path))
         content = page.lstrip().encode()
         if len(content) < MAX_REPORT_BYTES:
             break
@@ -236,12 +241,14 @@ def _text_form(path: Path, encoding: str | None) -> tuple[str, str, str]:
 
 
 def write_corrected(
-    path: str | Path,  # CSV file to write
+    path: str | Path,  # file to write: CSV, or .xlsx if the table of the catalogue is an Excel file
     copy: pd.DataFrame,  # from corrected
     own: OwnTable,  # table of the catalogue
     encoding: str | None = None,  # encoding of that table, if it was named
 ) -> None:
     "Write a corrected table with the separator and the encoding of the original, or in UTF-8 if that is not possible."
+    if Path(path).suffix.lower() == '.xlsx':
+        return _write_workbook(path, copy, own)
     form = ('utf-8', ',', '\n')
     if own.path.suffix.lower() in ('.csv', '.tsv', '.txt'):
         form = _text_form(own.path, encoding)
@@ -256,6 +263,34 @@ def write_corrected(
     with atomic_write(path) as temporary:
         temporary.write_bytes(text.encode(encoding))
 
+# %% ../nbs/97_checkup_report.ipynb #e83b1132
+def _write_workbook(path: str | Path, copy: pd.DataFrame, own: OwnTable) -> None:
+    "Write a copy of an Excel file in which only the changed cells and the column of changes are new."
+    import openpyxl  # imported here because it is optional
+    workbook = openpyxl.load_workbook(own.path)
+    rows: list[Any] = []
+    for sheet in workbook.worksheets:
+        filled = [row for row in sheet.iter_rows() if any(cell.value is not None for cell in row)]
+        names = list(own.table.columns)
+        start = next((number for number, row in enumerate(filled) if _values(row)[:len(names)] == names), None)
+        if start is not None and len(filled) - start - 1 == len(copy):
+            rows = filled[start:]
+            break
+    if not rows:
+        raise InputError(f'The rows of {own.path.name} cannot be found again in the Excel file: name a file that ends '
+                         'in .csv with --fix.')
+    for name in own.table:
+        for number in np.flatnonzero(copy[name].to_numpy(object) != own.table[name].to_numpy(object)):
+            rows[number + 1][own.table.columns.get_loc(name)].value = copy[name].iloc[number]
+    last = rows[0][0].parent.max_column + 1
+    for row, text in zip(rows, ['changes', *copy['changes']]):
+        row[0].parent.cell(row[0].row, last, text or None)
+    with atomic_write(path) as temporary:
+        workbook.save(temporary)
+
+
+def _values(row: Sequence[Any]) -> list[str]: return ['' if cell.value is None else str(cell.value) for cell in row]
+
 # %% ../nbs/97_checkup_report.ipynb #97c00027
 def _check_files(args: Namespace, paths: Paths) -> None:
     "Raise InputError for files that cannot be written, or should not."
@@ -269,8 +304,14 @@ def _check_files(args: Namespace, paths: Paths) -> None:
         if os.path.dirname(place) == folder or place in _originals(paths):
             raise InputError(f'{option} {value} is in the folder of the catalogue, whose files are never changed: '
                              'choose another folder.')
-        if option != '--report' and Path(value).suffix.lower() not in ('.csv', '.tsv', '.txt'):
+        suffixes = ['.csv', '.tsv', '.txt'] + ['.xlsx']*(option == '--fix' and _is_excel(paths))
+        if option != '--report' and Path(value).suffix.lower() not in suffixes:
             raise InputError(f'{option} writes CSV: name a file that ends in .csv, not {value}.')
+
+
+def _is_excel(paths: Paths) -> bool:
+    "Whether the table of the catalogue is an Excel file."
+    return (written_table(paths) or find_table(catalogue_folder(paths))).suffix.lower() == '.xlsx'
 
 
 def _originals(paths: Paths) -> set[str]:
@@ -298,7 +339,7 @@ def checkup_command(
     if args.fix:
         _write_fix(args, own, findings, read_options(paths)['encoding'])
     if args.report:
-        size = write_checkup(args.report, findings, data, own, notes)
+        size = write_checkup(args.report, findings, data, own, notes, files=(args.csv, args.fix))
         print(printable(f'Report: {args.report}, {size/1e6:.1f} MB'))
 
 

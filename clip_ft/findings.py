@@ -128,6 +128,7 @@ def fault_probability(
 ) -> tuple[np.ndarray, np.ndarray]:  # probability that each pair is wrong: float [N] and, of the planted ones, [M]
     "Fit a logistic regression of wrong against right pairs by expectation maximisation."
     middle, spread = robust_scale(observed)
+    spread = np.maximum(spread, np.abs(np.median(planted, axis=0) - middle)/10)  # most pairs may be equal
     clean, wrong = (np.clip((each - middle)/spread, -20, 20) for each in (observed, planted))
     features, target = np.concatenate([clean, wrong]), np.repeat([0., 1.], [len(clean), len(wrong)])
     found, made = np.full(len(clean), faults), np.ones(len(wrong))

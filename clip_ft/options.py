@@ -387,7 +387,7 @@ def checkup_parser() -> ArgumentParser:
     parser = command_parser('Check the catalogue: find products listed twice, bad images, and wrong or missing values.')
     _add_model(parser, 'model that made the embeddings')
     for name, written in (('--report', 'the findings with images as one HTML page'), ('--csv', 'the findings as CSV'),
-                          ('--fix', "a corrected copy of the catalogue's table as CSV")):
+                          ('--fix', "a corrected copy of the catalogue's table: CSV, or .xlsx if it is")):
         parser.add_argument(name, metavar='FILE', help=f'also write {written}')
     parser.add_argument('--least', type=_number, default=.9, metavar='NUMBER',
         help='confidence, from 0 to 1, that a suggestion needs for --fix')

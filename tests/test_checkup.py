@@ -84,7 +84,7 @@ def test_report_is_self_contained_and_escaped(shop, tmp_path, run, own_checks):
     assert '&lt;script&gt;' in page
     assert page.count('<img ') == 7
     assert all(source.startswith('data:image/jpeg;base64,') for source in re.findall(r'src="([^"]*)"', page))
-    link = re.search(r'<a href="([^"#]+)">data.csv</a>, row \d+', page)[1]
+    link = re.search(r'<a href="([^"#]+)#row=\d+">data.csv</a>, row \d+', page)[1]
     assert (tmp_path/link).resolve() == table_of(shop[0]).resolve()
 
 
