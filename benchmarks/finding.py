@@ -185,18 +185,22 @@ def mistyped(word: str, rng: np.random.Generator) -> str:
 
 
 def measure_spelling(root: str, label: str) -> list[dict]:
-    "Share of corrected errors in words that occur five times or more, and of offers for correct words."
-    searcher = load(root)[0]
-    words, rng, table = searcher.index.words, np.random.default_rng(0), []
+    "Share of corrected errors in words that occur five times or more, and of offers for correct words; three seeds."
+    words, found = load(root)[0].index.words, {'corrected': [], 'offers for words of the catalogue': []}
     common = sorted(word for word, count in words.counts.items() if count >= 5 and word.isalpha() and len(word) > 4)
-    asked = [str(word) for word in rng.permutation(common)[:500]]
-    errors = {word: mistyped(word, rng) for word in asked}
-    unknown = {word: error for word, error in errors.items() if not words._is_known(error)}
-    same = [words.terms(words.suggest(error) or '') == words.terms(word) for word, error in unknown.items()]
-    offered = [words.suggest(word) is not None for word in asked]
-    for kind, values in (('corrected', same), ('offers for words of the catalogue', offered)):
-        table.append(dict(label=label, experiment='spelling', kind=kind, rule='share', queries=len(values),
-                          MRR=float(np.mean(values))))
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        asked = [str(word) for word in rng.permutation(common)[:500]]
+        errors = {word: mistyped(word, rng) for word in asked}
+        unknown = {word: error for word, error in errors.items() if not words._is_known(error)}
+        same = [words.terms(words.suggest(error) or '') == words.terms(word) for word, error in unknown.items()]
+        found['corrected'] += same
+        found['offers for words of the catalogue'] += [words.suggest(word) is not None for word in asked]
+    table = []
+    for kind, values in found.items():
+        low, high = interval(np.array(values, float))
+        table.append(dict(label=label, experiment='spelling', kind=kind, rule='share, three seeds', queries=len(values),
+                          MRR=float(np.mean(values)), **{'MRR low': low, 'MRR high': high}))
     print(pd.DataFrame(table).to_string())
     return table
 
