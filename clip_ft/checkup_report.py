@@ -92,19 +92,22 @@ def count_findings(
 def describe_kind(
     kind: str,
     count: int,  # number of findings, from count_findings
+    sure: bool = True,  # whether at least one of them is probably right
 ) -> str:  # such as '31 images are too dark'
     "Say how many findings of a kind there are."
     words = KIND_WORDS.get(kind)
     if words is None:
         return f'{count:,} finding{"s" if count > 1 else ""}: {printable(kind)}'
-    return words.one if count == 1 else words.many.format(f'{count:,}')
+    sentence = words.one if count == 1 else words.many.format(f'{count:,}')
+    return sentence if sure else f'Perhaps {sentence}'
 
 
 def describe_findings(
     findings: pd.DataFrame,  # from checkup
 ) -> list[str]:  # one sentence per kind
     "Say in plain words what was found."
-    return [describe_kind(kind, count_findings(found)) for kind, found in findings.groupby('kind', sort=False)]
+    kinds = findings.groupby('kind', sort=False)
+    return [describe_kind(kind, count_findings(found), found['score'].max() >= .5) for kind, found in kinds]
 
 # %% ../nbs/97_checkup_report.ipynb #97c00012
 MAX_OF_KIND, MAX_SHOWN = 24, 200  # thumbnails of a kind, and of the page
@@ -155,7 +158,8 @@ def _section(
         return _cards(part, data, thumbnails, own.rows(part) if own else [''] * len(part))
     count = count_findings(findings)
     words = KIND_WORDS.get(kind)
-    return dict(id=re.sub(r'\W+', '-', kind), sentence=describe_kind(kind, count), advice=words.advice if words else '',
+    sentence = describe_kind(kind, count, findings['score'].max() >= .5)
+    return dict(id=re.sub(r'\W+', '-', kind), sentence=sentence, advice=words.advice if words else '',
                 groups=[cards(group) for group in groups], cards=cards(single),
                 omitted=count - len(groups) - len(single))
 

@@ -184,6 +184,8 @@ def train_parser() -> ArgumentParser:
         'image and, optionally, weight or clicks')
     add('--keep-queries', metavar='FILE', help='queries, one per line, for which the model stays similar to the model '
         'before training; by default everyday words')
+    add('--leave-out', metavar='FILE', help='do not train on products that this list calls doubtful: a CSV file with '
+        'the column image and, optionally, kind, such as that of clip_ft_checkup --csv')
     add('--fresh', action='store_true', help='start from the beginning, even if there is an unfinished run')
     add('--finish', action='store_true', help='end an unfinished run with its best epoch so far')
     add('--list', action='store_true', help='only list the best model and the kept ones')
