@@ -3,6 +3,7 @@
 Needs Chromium (Debian: apt-get install chromium), and Linux, where kernels are forked; without them, it is skipped.
 """
 import os
+import re
 import sys
 import time
 from http.client import HTTPConnection
@@ -124,6 +125,23 @@ def test_large_uploads(server, tmp_path):
     page.wait_for_selector('text=The file has 12.6 MB; at most 10 MB are possible')
     page.get_by_placeholder(PLACEHOLDER).fill('red shirt')
     page.wait_for_selector('.cf-grid[data-query="red shirt"]')                  # the connection is still open
+    page.goto('about:blank')
+
+
+def handshake(server, kernel, protocol):
+    "Status of the answer to a request for a WebSocket."
+    connection = HTTPConnection(server.url.removeprefix('http://'), timeout=20)
+    headers = {'Connection': 'Upgrade', 'Upgrade': 'websocket', 'Sec-WebSocket-Version': '13',
+               'Sec-WebSocket-Key': 'dGhlIHNhbXBsZSBub25jZQ==', 'Origin': server.url} | protocol
+    connection.request('GET', f'/api/kernels/{kernel}/channels?session_id=1', headers=headers)
+    return connection.getresponse().status
+
+
+def test_only_the_protocol_of_the_page(server):
+    page = server.visit()
+    kernel = re.search(r'"kernelId": ?"([^"]+)"', page.content())[1]
+    assert handshake(server, kernel, {}) == 400
+    assert handshake(server, kernel, {'Sec-WebSocket-Protocol': 'v0, other'}) == 400
     page.goto('about:blank')
 
 
