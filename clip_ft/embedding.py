@@ -288,13 +288,13 @@ def learn_matches(
     processor: Any,  # its processor
     path: str | Path,  # embeddings file
     images: Collection[str],  # images of products that the model has not been trained on
-) -> bool:  # whether a scale was fitted, because that in the file is missing or outdated
+) -> bool:  # whether a scale was fitted; false if the stored one is valid, or the catalogue too small to learn from
     "Learn what a good match is, and store the scale next to the embeddings."
-    data = load_embeddings(path)
-    if load_scale(scale_path(path), scale_key(data)) is not None:
+    data, file = load_embeddings(path), scale_path(path)
+    if load_scale(file, scale_key(data)) is not None:
         return False
-    save_scale(scale_path(path), fit_matches(model, processor, images, data, WordIndex(products_of(data))))
-    return True
+    save_scale(file, scale := fit_matches(model, processor, images, data, WordIndex(products_of(data))))
+    return scale.short is not None
 
 # %% ../nbs/60_embedding.ipynb #a9ceded8
 def embed_catalogue(
