@@ -102,12 +102,17 @@ def describe_kind(
     return sentence if sure else f'Perhaps {sentence}'
 
 
+def _describe(kind: str, findings: pd.DataFrame) -> tuple[int, str]:
+    "Number of the findings of a kind, and a sentence on them."
+    count = count_findings(findings)
+    return count, describe_kind(kind, count, findings['score'].max() >= .5)
+
+
 def describe_findings(
     findings: pd.DataFrame,  # from checkup
 ) -> list[str]:  # one sentence per kind
     "Say in plain words what was found."
-    kinds = findings.groupby('kind', sort=False)
-    return [describe_kind(kind, count_findings(found), found['score'].max() >= .5) for kind, found in kinds]
+    return [_describe(kind, found)[1] for kind, found in findings.groupby('kind', sort=False)]
 
 # %% ../nbs/97_checkup_report.ipynb #97c00012
 MAX_OF_KIND, MAX_SHOWN = 24, 200  # thumbnails of a kind, and of the page
@@ -156,9 +161,7 @@ def _section(
 
     def cards(part: pd.DataFrame) -> list[dict[str, Any]]:
         return _cards(part, data, thumbnails, own.rows(part) if own else [''] * len(part))
-    count = count_findings(findings)
-    words = KIND_WORDS.get(kind)
-    sentence = describe_kind(kind, count, findings['score'].max() >= .5)
+    words, (count, sentence) = KIND_WORDS.get(kind), _describe(kind, findings)
     return dict(id=re.sub(r'\W+', '-', kind), sentence=sentence, advice=words.advice if words else '',
                 groups=[cards(group) for group in groups], cards=cards(single),
                 omitted=count - len(groups) - len(single))

@@ -60,6 +60,7 @@ DOUBTFUL = ('text of another product', 'wrong category', 'wrong colour', 'to fix
 def without_listed(
     products: pd.DataFrame,  # products to train on
     file: str | Path,  # CSV file with the column image, or found as in marks, and optionally kind
+    verbose: bool = True,  # print how many products are left out
 ) -> pd.DataFrame:  # the other products, numbered from 0
     "Leave out the products whose text or values a list calls doubtful. Raises InputError if it names no images."
     table = read_table(file)
@@ -72,8 +73,9 @@ def without_listed(
     if len(table) and not listed.any():
         raise InputError(f'None of the {len(table):,} products in {printable(file)} is trained on; the column {column} '
                          'must hold names of images as in the catalogue.')
-    name = printable(Path(file).name)
-    print(f'{listed.sum():,} of {len(products):,} products are not trained on, because {name} lists them.')
+    if verbose:
+        name = printable(Path(file).name)
+        print(f'{listed.sum():,} of {len(products):,} products are not trained on, because {name} lists them.')
     return products[~listed].reset_index(drop=True)
 
 # %% ../nbs/48_train_command.ipynb #d61097d5
@@ -110,11 +112,11 @@ def train_command(
     if args.list:
         return _list(paths)
     train_products, test_products = load_split(paths)
-    if args.leave_out:
-        train_products = without_listed(train_products, args.leave_out)
     queries = None if args.queries is None else read_log(args.queries)
     cpu = open_device(args.device).type == 'cpu'
     process = PartialState(cpu=cpu, timeout=timedelta(hours=6))  # others wait while the first one decodes and measures
+    if args.leave_out:
+        train_products = without_listed(train_products, args.leave_out, process.is_main_process)
     model, processor = open_model(args.model, train_products.full_text, args.device, process.is_main_process)
     check_trainable(model)
     age = describe_age(paths)
