@@ -6,15 +6,20 @@
 __all__ = ['IDLE', 'POLICY', 'PROTOCOL', 'write_site', 'server_config', 'shop_title', 'app_command']
 
 # %% ../nbs/76_serve.ipynb #76a00004
+import asyncio
 import json
 import os
 import re
 import shutil
 from argparse import Namespace
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from tornado.web import Finish, GZipContentEncoding
+from tornado.websocket import WebSocketClosedError
 from traitlets.config import Config
 from typing import Any
 
@@ -105,6 +110,16 @@ def server_config(
 PROTOCOL = 'v1.kernel.websocket.jupyter.org'  # the only protocol of a connection with a kernel
 
 
+def _send(handler: Any, message: bytes, binary: bool = False) -> None:
+    "Send a message of a kernel through a WebSocket, unless its visitor has left."
+    def end(sent: asyncio.Future) -> None:
+        with suppress(WebSocketClosedError, asyncio.CancelledError):
+            sent.result()
+
+    with suppress(WebSocketClosedError):
+        handler.write_message(message, binary).add_done_callback(end)
+
+
 def _server() -> Any:
     "Voila with compressed answers, and with connections of one protocol."
     from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
@@ -117,6 +132,10 @@ def _server() -> Any:
                 self.websocket_handler.set_status(400)
                 raise Finish(f'Connections need the protocol {PROTOCOL}.')
             await super().prepare()
+
+        @property
+        def write_message(self) -> Callable[..., None]:
+            return partial(_send, self.websocket_handler)
 
     class Server(Voila):
         def listen(self) -> None:
