@@ -11,7 +11,7 @@ import pandas as pd
 import warnings
 from .archives import open_arrays
 from .cleaning import as_texts
-from .image_quality import image_quality_findings, measures_and_thumbnails
+from .image_quality import LIMITS, image_quality_findings, measures_and_thumbnails, needed_measures
 from .category_checks import check_categories
 from .catalogue import find_table, read_any_table
 from .core import InputError, Paths, printable
@@ -50,6 +50,7 @@ class CheckupData:
         device: str | None = None,  # device of the model; None: the fastest available
     ) -> None:
         self.paths, self.device = paths, device
+        self.kinds: Collection[str] = LIMITS  # kinds of findings for which images are measured
         self.model_name = model or paths.best_model
         test = load_split(paths)[1]
         data = load_embeddings(paths.embeddings)
@@ -62,8 +63,8 @@ class CheckupData:
 
     @cached_property
     def measured(self) -> tuple[pd.DataFrame, np.ndarray]:
-        "Measures and thumbnails of the images, from one decoding."
-        return measures_and_thumbnails(self.images['image'], self.image_dir)
+        "Measures of the images that their kinds of findings need, and thumbnails, from one decoding."
+        return measures_and_thumbnails(self.images['image'], self.image_dir, measures=needed_measures(self.kinds))
 
     @cached_property
     def model(self) -> tuple[Any, Any]:
@@ -145,6 +146,8 @@ def run_checks(
 ) -> tuple[pd.DataFrame, list[str]]:  # findings, and warnings of one sentence
     "Run checks. One that fails does not stop the others; Ctrl-C keeps the findings of those that are done."
     chosen = _chosen(kinds, checks)
+    data.kinds = kinds or LIMITS
+    vars(data).pop('measured', None)  # of other kinds
     tables, notes, names = [], [], list(chosen)
     with tqdm(total=len(chosen), unit='check', disable=not progress) as bar:
         for position, (name, check) in enumerate(chosen.items()):

@@ -17,7 +17,7 @@ import torch
 from argparse import Namespace
 from base64 import b64encode
 from .archives import open_arrays
-from .cards import Thumbnails, column_label, product_name, value_text
+from .cards import Thumbnails, column_label, value_text
 from .core import InputError, Paths, atomic_write, new_figure, printable
 from .data import catalogue_folder, image_folder
 from .embedding import embed_product_texts
@@ -26,7 +26,7 @@ from .exact import nearest_rows
 from .facets import Facets
 from .model import load_model
 from .record import DAMAGED
-from .rendering import render_template, static_file
+from .rendering import render_document, static_file
 from .search import before_searcher
 from collections.abc import Mapping
 from fastcore.basics import patch
@@ -323,28 +323,34 @@ class CatalogueMap(anywidget.AnyWidget):
         return self.products.iloc[self.rows]
 
 # %% ../nbs/77_catalogue_map.ipynb #77a00048
+def _value_texts(products: pd.DataFrame, column: str) -> np.ndarray:
+    "The values of a column as texts; each distinct value is converted once."
+    codes, distinct = pd.factorize(products[column]) if column in products else ([-1]*len(products), [])
+    return np.array([*map(value_text, distinct), ''], object)[codes]
+
+
 @patch
 def describe(
     self: CatalogueMap,
-    row: int,  # number of a product
-) -> dict:  # row, name and facts
-    "What the map says about a product."
-    product = self.products.iloc[row].to_dict()
-    facts = [value_text(product.get(column)) for column in self.shown]
-    return dict(row=row, name=product_name(product), facts=[fact for fact in facts if fact])
+    rows: Any = slice(None),  # numbers of products; by default all
+) -> list[list[str]]:  # name and facts of each product
+    "What the map says about products."
+    products = self.products.iloc[rows]
+    name, image, *facts = (_value_texts(products, column) for column in ('display name', 'image', *self.shown))
+    return [[each[0] or each[1], *filter(None, each[2:])] for each in zip(name, image, *facts)]
 
 # %% ../nbs/77_catalogue_map.ipynb #77a00048b
 @patch
 def handle_message(self: CatalogueMap, _widget: Any, content: dict, buffers: list) -> None:
     "Answer the browser."
     if content.get('action') == 'describe' and 0 <= int(content['row']) < len(self.products):
-        about = self.describe(int(content['row']))
-        jpeg = self.thumbnails([self.products['image'].iloc[about['row']]])[0]
-        self.send({'about': about}, buffers=[jpeg] if jpeg else [])
+        row = int(content['row'])
+        jpeg = self.thumbnails([self.products['image'].iloc[row]])[0]
+        self.send({'row': row, 'about': self.describe([row])[0]}, buffers=[jpeg] if jpeg else [])
     elif content.get('action') == 'select' and buffers:
         rows = np.frombuffer(buffers[0], '<u4').astype(np.int64)
         self.rows = rows[rows < len(self.products)]
-        names = [product_name(product) for product in self.selected.head(100).to_dict('records')]
+        names = [name for name, *_ in self.describe(self.rows[:100])]
         self.send({'selection': dict(total=len(self.rows), names=names)})
 
 # %% ../nbs/77_catalogue_map.ipynb #77a00051
@@ -386,13 +392,11 @@ def write_map(
     "Write a map as one HTML file that loads nothing."
     small = Thumbnails(page.thumbnails.image_dir, 48, MOST_IMAGES)
     jpegs = small(list(page.products['image'])) if page.count <= MOST_IMAGES else []
-    products = [[each['name'], *each['facts']] for each in map(page.describe, range(page.count))]
     traits = {name: getattr(page, name) for name in ('points', 'codes', 'count', 'columns', 'column', 'titles')}
-    data = json.dumps(dict(traits=traits, products=products, jpegs=jpegs), ensure_ascii=False,
+    data = json.dumps(dict(traits=traits, products=page.describe(), jpegs=jpegs), ensure_ascii=False,
                       default=lambda part: b64encode(part).decode()).replace('<', r'\u003c')
-    css, script = (Markup(static_file(f'map.{kind}').read_text('utf-8')) for kind in ('css', 'js'))
-    html = render_template('map.html', title='Map of the catalogue', data=Markup(data), css=css, script=script)
-    content = html.lstrip().encode(errors='replace')
+    script = Markup(static_file('map.js').read_text('utf-8'))
+    content = render_document('map.html', 'map.css', title='Map of the catalogue', data=Markup(data), script=script)
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
     return len(content)

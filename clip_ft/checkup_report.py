@@ -21,13 +21,12 @@ from .core import InputError, Paths, atomic_write, printable, writable_file
 from .data import catalogue_folder
 from .findings import apply_suggestions, sure_suggestions
 from .record import read_options, written_table
-from .rendering import render_template, static_file
+from .rendering import render_document
 from .splits import describe_age
 from .tables import detect_encoding, keep_original, read_file, without_formulas, write_table
 from collections.abc import Sequence
 from contextlib import suppress
 from io import BytesIO
-from markupsafe import Markup
 from pathlib import Path
 from PIL import Image
 from typing import Any, NamedTuple
@@ -189,14 +188,13 @@ def write_checkup(
     "Write the report as one HTML file, under 2 MB."
     kinds = findings.groupby('kind', sort=False)
     most = min(MAX_OF_KIND, MAX_SHOWN//max(1, kinds.ngroups))
-    css = Markup(static_file('checkup.css').read_text(encoding='utf-8'))
     for side in _SIDES:
         thumbnails = Thumbnails(data.image_dir, side)
         sections = [_section(kind, found, most, data, thumbnails, own) for kind, found in kinds]
-        page = render_template('checkup.html', css=css, title=title, products=len(data.products), sections=sections,
-                               notes=[_text(note, 500) for note in notes or []], table=_linked(own and own.path, path),
-                               listed=_linked(files[0], path), fixed=_linked(files[1], path))
-        content = page.lstrip().encode()
+        content = render_document(
+            'checkup.html', 'checkup.css', title=title, products=len(data.products), sections=sections,
+            notes=[_text(note, 500) for note in notes or []], table=_linked(own and own.path, path),
+            listed=_linked(files[0], path), fixed=_linked(files[1], path))
         if len(content) < MAX_REPORT_BYTES:
             break
     with atomic_write(path) as temporary:

@@ -6,11 +6,11 @@
 __all__ = ['EDGE', 'LUMA', 'SECOND_BLUR', 'SIDE', 'SEAM', 'GAP', 'MEASURES', 'THUMBNAIL', 'LIMITS', 'FALSE_ALARMS', 'SMALLEST',
            'FIRST', 'small_pixels', 'split_background', 'gaussian_blur', 'blur_radius', 'watermark_odds', 'seam', 'gap',
            'collage_signs', 'measure_image', 'thumbnail', 'measures_and_thumbnails', 'image_measures', 'Limit',
-           'fault_scores', 'image_quality_findings']
+           'fault_scores', 'needed_measures', 'image_quality_findings']
 
 # %% ../nbs/91_image_quality.ipynb #91a00004
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from functools import lru_cache, partial
 from multiprocessing import parent_process
@@ -198,6 +198,7 @@ MEASURES = ['width', 'height', 'aspect', 'edge', 'blur', 'brightness', 'contrast
 def measure_image(
     image: Image.Image,  # RGB
     size: tuple[int, int] | None = None,  # width and height of the file, if the image was reduced while it was decoded
+    measures: Collection[str] = MEASURES,  # measures that are wanted; of the others, the slow ones are left out
 ) -> dict[str, float]:  # measures by name
     "Measure one image."
     width, height = size or image.size
@@ -207,10 +208,12 @@ def measure_image(
     part = pixels[::2, ::2][is_product[::2, ::2]]  # a quarter of the pixels suffices for percentiles
     low, high = np.percentile(part, [1, 99], axis=0) if len(part) else (colour, colour)
     contrast = np.max(np.maximum(high, colour) - np.minimum(low, colour))
-    return dict(width=width, height=height, aspect=width/height, edge=max(width, height), blur=blur_radius(grey),
-                brightness=float(np.percentile(grey[::2, ::2], 95)), contrast=float(contrast),
-                share=float(is_product.mean()), watermark=watermark_odds(pixels, colour),
-                collage=collage_signs(pixels, colour))
+    found = dict(width=width, height=height, aspect=width/height, edge=max(width, height),
+                 brightness=float(np.percentile(grey[::2, ::2], 95)), contrast=float(contrast),
+                 share=float(is_product.mean()))
+    slow = dict(blur=lambda: blur_radius(grey), watermark=lambda: watermark_odds(pixels, colour),
+                collage=lambda: collage_signs(pixels, colour))
+    return found | {name: measure() for name, measure in slow.items() if name in measures}
 
 # %% ../nbs/91_image_quality.ipynb #91a00032
 def _file_size(path: str, image: Image.Image) -> tuple[int, int]:
@@ -232,7 +235,9 @@ def thumbnail(
     return np.asarray(image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR))
 
 
-def _measure_chunk(names: list[str], image_dir: str) -> list[tuple[dict, np.ndarray | None]]:
+def _measure_chunk(
+    names: list[str], image_dir: str, measures: Collection[str]
+) -> list[tuple[dict, np.ndarray | None]]:
     "Measures and thumbnails of images; for one that cannot be used, only its problem."
     if parent_process() is not None:
         torch.set_num_threads(1)  # the threads of the parent process do not exist in a forked one
@@ -245,7 +250,8 @@ def _measure_chunk(names: list[str], image_dir: str) -> list[tuple[dict, np.ndar
         path = os.path.join(image_dir, name)
         try:
             image = open_image(path, EDGE)
-            found.append((measure_image(image, _file_size(path, image)) | dict(problem=''), thumbnail(image)))
+            measured = measure_image(image, _file_size(path, image), measures) if measures else {}
+            found.append((measured | dict(problem=''), thumbnail(image)))
         except ImageError as error:
             found.append((dict(problem=error.reason), None))
     return found
@@ -255,17 +261,18 @@ def measures_and_thumbnails(
     image_names: Iterable[str],  # N paths relative to the folder
     image_dir: str | os.PathLike[str],  # folder of the images
     workers: int | None = None,  # number of threads or processes, as for worker_pool
+    measures: Collection[str] = MEASURES,  # as for measure_image; empty: only thumbnails are made
 ) -> tuple[pd.DataFrame, np.ndarray]:  # N rows as of image_measures; thumbnails uint8 [N, 24, 24, 3], black if unusable
     "Measure images and make their thumbnails in parallel, each from one decoding."
     names = list(image_names)
     thumbnails = np.zeros((len(names), THUMBNAIL, THUMBNAIL, 3), np.uint8)
     rows: list[dict] = []
-    calls = chunked_calls(partial(_measure_chunk, image_dir=str(image_dir)), names, 32, 1024)
+    calls = chunked_calls(partial(_measure_chunk, image_dir=str(image_dir), measures=measures), names, 32, 1024)
     for block in run_parallel(calls, len(names), workers):
-        for measures, small in (each for chunk in block for each in chunk):
+        for measured, small in (each for chunk in block for each in chunk):
             if small is not None:
                 thumbnails[len(rows)] = small
-            rows.append(measures)
+            rows.append(measured)
     table = pd.DataFrame(rows, columns=[*MEASURES, 'problem'])
     table.insert(0, 'image', names)
     return table, thumbnails
@@ -329,6 +336,14 @@ FIRST = {
     'washed out': ['watermark'],
     'tiny': ['blurred', 'watermark', 'collage'], 'odd aspect': ['watermark', 'collage'], 'collage': ['watermark'],
 }
+
+
+def needed_measures(
+    kinds: Collection[str],  # kinds of findings; others than those of images are ignored
+) -> set[str]:  # names of measures
+    "The measures on which kinds of findings depend."
+    excluding = {first for first, others in FIRST.items() if {*others} & {*kinds}}
+    return {limit.measure for kind, limit in LIMITS.items() if kind in {*kinds, *excluding}}
 
 
 def image_quality_findings(

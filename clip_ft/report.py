@@ -35,7 +35,7 @@ from .models import base_model
 from .plots import before_after, contact_sheet, figure_url, plot_confusion, plot_hit_rate, plot_ranks
 from .models import model_facts
 from .queries import MAX_SHORT, SHORT, QuerySet, read_queries, searched_products
-from .rendering import render_template, static_file
+from .rendering import render_document
 from .splits import describe_age, read_judgments
 from .train_command import open_model
 from .views import image_rows
@@ -104,10 +104,9 @@ MAX_BYTES = 3_000_000  # size limit of a report; the resolution of its images is
 
 def _render(figures, **values):
     "The page, with figures of the highest resolution with which it is small enough."
-    css = Markup(static_file('report.css').read_text(encoding='utf-8'))
     for dpi in (110, 80, 50):
         images = {name: figure_url(figure, dpi) for name, figure in figures.items()}
-        data = render_template('report.html', css=css, images=images, **values).lstrip().encode()
+        data = render_document('report.html', 'report.css', images=images, **values)
         if len(data) < MAX_BYTES:
             break
     return data

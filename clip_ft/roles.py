@@ -199,11 +199,13 @@ def column_role(
     values: pd.Series,  # its values
 ) -> str:  # one of ROLES
     "What a column contains."
+    named = named_role(name)
+    if name in _STANDARD or named in _BY_NAME:
+        return named
     codes, texts = _distinct(values)
     filled = int((texts != '').to_numpy()[codes].sum())
     unique = pd.Series(texts[texts != ''].unique(), dtype=object)
-    named = named_role(name)
-    if unique.empty or name in _STANDARD or named in _BY_NAME:
+    if unique.empty:
         return named or 'other'
     shown = _role_of_values(unique, filled)
     numbers = as_numbers(unique, .05) is not None

@@ -263,16 +263,16 @@ function render({ model, el }) {
     ask();
     redraw(false);
   };
-  const showCard = (about, jpeg) => {
+  const showCard = (about, of, jpeg) => { // name and values of a product
     asked = -1;
-    if (about.row !== row) return void ask();
+    if (of !== row) return void ask();
     card.replaceChildren();
     if (jpeg) { // bytes from Python, or the address of an image in the page
       const src = typeof jpeg === 'string' ? jpeg : URL.createObjectURL(new Blob([jpeg], { type: 'image/jpeg' }));
       card.append(element('img', { alt: '', src, onload: () => URL.revokeObjectURL(src) }));
     }
-    card.append(about.name, ...about.facts.map(textContent => element('small', { textContent })));
-    if (!announced) status.textContent = [about.name, ...about.facts].join(', ');
+    card.append(about[0], ...about.slice(1).map(textContent => element('small', { textContent })));
+    if (!announced) status.textContent = about.join(', ');
     const plane = planes[pane];
     const [x, y] = plane.place(row).map(pixels => pixels / plane.dpr);
     const [box, frame] = [plane.above.getBoundingClientRect(), panes.getBoundingClientRect()];
@@ -413,7 +413,7 @@ function render({ model, el }) {
     lassoButton.setAttribute('aria-pressed', String(lassoButton.getAttribute('aria-pressed') !== 'true'));
   });
   const onMessage = (message, buffers) => {
-    if (message.about) showCard(message.about, buffers?.[0]);
+    if (message.about) showCard(message.about, message.row, buffers?.[0]);
     if (message.selection) showSelection(message.selection);
   };
   model.on('msg:custom', onMessage);
