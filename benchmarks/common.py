@@ -203,6 +203,12 @@ def peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e6
 
 
+def memory_mb(name: str) -> float:
+    "An entry of /proc/self/status in MB, such as VmRSS, the resident memory, or VmHWM, its peak."
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f'{name}:'))/1e3
+
+
 def forward_flops(config: Any, tokens: float) -> float:
     "Floating-point operations of a CLIP or SigLIP for one image and one text of `tokens` tokens; a multiply-add is 2."
     vision = config.vision_config

@@ -18,13 +18,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from common import Results, benchmark_parser, print_record, usable_cores
-
-
-def memory_mb(name: str) -> float:
-    "An entry of /proc/self/status in MB, such as VmRSS, the resident memory, or VmHWM, its peak."
-    lines = Path('/proc/self/status').read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f'{name}:'))/1e3
+from common import Results, benchmark_parser, memory_mb, print_record, usable_cores
 
 
 def decode(size: int, paths: list[Path]) -> int:

@@ -2,28 +2,44 @@
 
     python benchmarks/several_gpus.py CATALOGUE [--processes 1 2 4] [--shares 32 1024] [--root FOLDER] [--model FOLDER]
 
-CATALOGUE, --root and --model are as in training_speed.py. One process per GPU, started by torchrun. A record of the
-training is the rate of the steps of TrainingSteps, as train() takes them, with --shares products per process: the
-whole batch grows with the number of processes. Steps in which the layers are compiled and recorded are not timed;
-seconds_to_first_step is the time from a loaded model to the end of the first step. A record with a micro_batch uses
-gradient caching, at a batch of --cached products over all processes.
+CATALOGUE, --root and --model are as in training_speed.py. One process per GPU, started by torchrun. Everything in one
+call on a machine with 4 GPUs, which takes some 4 minutes for each number of processes; --cached may be left out:
 
-A record of the embedding is the rate of embed_images on pixels in the memory of the device, each process with its
-share of --images images. The time is that of the slowest process.
+    python benchmarks/several_gpus.py CATALOGUE --processes 1 2 4 --cached 16384 --root ROOT --model MODEL --save
+
+A record of the training is the rate of the steps of TrainingSteps, as train() takes them, with --shares products per
+process: the whole batch grows with the number of processes. Steps in which the layers are compiled and recorded are
+not timed; seconds_to_first_step is the time from a loaded model to the end of the first step. A record with a
+micro_batch uses gradient caching, at a batch of --cached products over all processes.
+
+A record of the matrix is the loss of such a batch and its gradients for random embeddings: the time, and the peak of
+the memory of the first process above what it had before.
+
+A record of the embedding is the rate of embed_images on pixels in the memory of the device, with --images images for
+each process. The time is that of the slowest process.
 
 efficiency is the rate divided by the number of processes and the rate of one process at the same share. loss_error is
 the largest difference between the losses of a few steps in float32 and those of one process, at the same batch.
 """
 import os
 from argparse import Namespace
+from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import device_use, forward_flops, load_parts, model_parser, now, prepare_model, prepared, print_record
-
-CHECKED = 12  # steps in float32 whose losses are compared
+from common import (
+    device_use,
+    forward_flops,
+    load_parts,
+    memory_mb,
+    model_parser,
+    now,
+    prepare_model,
+    prepared,
+    print_record,
+)
 
 
 def opened(args: Namespace) -> tuple[Any, Any, Any, Any]:
@@ -94,15 +110,43 @@ def measure_losses(args: Namespace):
     from clip_ft.steps import TrainingSteps
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     model, processor, cache, products = opened(args)
-    config = TrainConfig(epochs=1, batch_size=args.batch_size, compile=False)
+    config = TrainConfig(epochs=12, batch_size=args.batch_size, micro_batch=args.micro_batch, compile=False)
     trainer = TrainingSteps(model, processor, cache, products, config)
     trainer.dtype = None
-    losses = [float(metrics[0]) for metrics in run_steps(trainer, CHECKED)]
+    losses = [float(metrics[0]) for metrics in run_steps(trainer, args.steps)]
     trainer.close()
     if PartialState().is_main_process:
         print_record(name='losses', processes=PartialState().num_processes, batch_size=args.batch_size,
                      losses=[f'{loss:.8f}' for loss in losses])
     PartialState().destroy_process_group()
+
+
+def measure_matrix(args: Namespace):
+    "Time and peak memory of the loss of a batch and its gradients for the embeddings."
+    import torch
+    from accelerate import PartialState
+
+    from clip_ft.losses import contrastive_loss, embedding_gradients
+    state = PartialState(cpu=not torch.cuda.is_available())
+    torch.manual_seed(state.process_index)
+    share = args.batch_size//state.num_processes
+    images, texts = torch.nn.functional.normalize(torch.randn(2, share, args.dimension, device=state.device), dim=2)
+    loss = partial(contrastive_loss, logit_scale=100.)
+    embedding_gradients(loss, images[:64], texts[:64])  # loads the libraries
+    if state.device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()/1e6
+    else:
+        Path('/proc/self/clear_refs').write_text('5')  # the peak becomes what is resident now
+        before = memory_mb('VmRSS')
+    begin = together()
+    embedding_gradients(loss, images, texts)
+    seconds = together()-begin
+    peak = torch.cuda.max_memory_allocated()/1e6 if state.device.type == 'cuda' else memory_mb('VmHWM')
+    if state.is_main_process:
+        print_record(name='matrix', processes=state.num_processes, batch_size=args.batch_size, seconds=seconds,
+                     MB=peak-before)
+    state.destroy_process_group()
 
 
 def measure_embedding(args: Namespace):
@@ -115,18 +159,20 @@ def measure_embedding(args: Namespace):
     from clip_ft.model import model_device
     model, processor, cache, _ = opened(args)
     state, inference, pixels = PartialState(), InferenceModel.of(model), to_device(cache.pixels, model_device(model))
-    rows = np.arange(state.process_index, args.images, state.num_processes) % len(cache)
+    rows = (np.arange(args.images)+state.process_index) % len(cache)
     embed_images(inference, processor, pixels, progress=False, rows=rows[:4096])
     begin = together()
     embed_images(inference, processor, pixels, progress=False, rows=rows)
     seconds = together()-begin
     if state.is_main_process:
-        print_record(name='embedding', processes=state.num_processes, images=args.images, seconds=seconds,
-                     images_per_second=args.images/seconds)
+        images = args.images*state.num_processes
+        print_record(name='embedding', processes=state.num_processes, images=images, seconds=seconds,
+                     images_per_second=images/seconds)
     state.destroy_process_group()
 
 
-STEPS = dict(prepare=prepare_model, training=measure_training, losses=measure_losses, embedding=measure_embedding)
+STEPS = dict(prepare=prepare_model, training=measure_training, losses=measure_losses, matrix=measure_matrix,
+             embedding=measure_embedding)
 
 
 def add_efficiency(records: list[dict], results: Any):
@@ -140,10 +186,11 @@ def add_efficiency(records: list[dict], results: Any):
                 results.add(name=f'{name}, efficiency', processes=record['processes'], share=record.get('share'),
                             speedup=speedup, efficiency=speedup/record['processes'])
     runs = [record for record in records if record['name'] == 'losses']
-    losses = {record['processes']: np.array(record['losses'], float) for record in runs}
-    for processes in losses.keys() - {1}:
-        error = np.abs(losses[processes]-losses[1]).max()
-        results.add(name='loss error', processes=processes, loss_error=error)
+    losses = {(record['batch_size'], record['processes']): np.array(record['losses'], float) for record in runs}
+    for size, processes in losses:
+        if processes > 1 and (size, 1) in losses:
+            error = np.abs(losses[size, processes]-losses[size, 1]).max()
+            results.add(name='loss error', processes=processes, batch_size=size, loss_error=error)
 
 
 def main():
@@ -152,9 +199,11 @@ def main():
     parser.add_argument('--processes', type=int, nargs='+', default=[1, 2], help='numbers of processes')
     parser.add_argument('--shares', type=int, nargs='+', default=[32, 1024], help='products per process')
     parser.add_argument('--cached', type=int, default=0, help='batch of the run with gradient caching; 0: no such run')
-    parser.add_argument('--images', type=int, default=400_000, help='images to embed; 0: embed none')
+    parser.add_argument('--images', type=int, default=600_000, help='images to embed in each process; 0: none')
     parser.add_argument('--steps', type=int, default=100, help='steps that are timed')
     parser.add_argument('--warmup', type=int, default=60, help='steps before; more at small shares')
+    parser.add_argument('--dimension', type=int, default=512, help='of the embeddings in the records of the matrix')
+    parser.add_argument('--parts', type=int, default=1024, help='products of a micro-batch, with --cached')
     for name in ('--share', '--batch-size', '--micro-batch'):
         parser.add_argument(name, type=int, default=0, help='of one measurement')
     args = parser.parse_args()
@@ -171,10 +220,13 @@ def main():
                 few = share <= 128
                 measure('training', '--share', share, '--steps', args.steps*(1+2*few), '--warmup', args.warmup*(1+few))
             if args.cached:
-                measure('training', '--batch-size', args.cached, '--micro-batch', 1024, '--steps', 3, '--warmup', 4)
+                cached = '--batch-size', args.cached, '--micro-batch', args.parts
+                measure('training', *cached, '--steps', 3, '--warmup', 4)
+                measure('losses', *cached, '--steps', 2)
+                measure('matrix', *cached)
             if args.images:
                 measure('embedding')
-            measure('losses', '--batch-size', 64)
+            measure('losses', '--batch-size', 64, '--steps', 12)
         add_efficiency(records, results)
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHARED_NOTES', 'weights_hash', 'save_checkpoint', 'read_checkpoint', 'load_checkpoint', 'save_best',
-           'interpolate_weights', 'Snapshots', 'run_fingerprint', 'on_cpu', 'catch_interrupt']
+           'interpolate_weights', 'Snapshots', 'run_fingerprint', 'on_cpu', 'catch_interrupt', 'SharedFlag']
 
 # %% ../nbs/34_checkpoints.ipynb #7e5ae32d
 import codecs
@@ -15,7 +15,9 @@ import pandas as pd
 import signal
 import threading
 import torch
+import torch.distributed as dist
 import zipfile
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -307,22 +309,56 @@ def on_cpu(
 # %% ../nbs/34_checkpoints.ipynb #d56d9517
 @contextmanager
 def catch_interrupt(
-    flag: threading.Event,  # set by Ctrl-C
+    flag: threading.Event,  # set by Ctrl-C or SIGTERM
+    verbose: bool = True,  # print that the run will stop
+    several: bool = False,  # several processes train, so that their launcher repeats signals and ends them if need be
 ) -> Iterator[None]:
     "Context in which the first Ctrl-C sets a flag and a second one raises KeyboardInterrupt; main thread only."
-    previous = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or previous in (signal.SIG_IGN, None):
-        yield
-        return
-
     def handle(*_: Any) -> None:
-        if flag.is_set():
+        if flag.is_set() and not several:
             raise KeyboardInterrupt
+        if verbose and not flag.is_set():
+            os.write(2, b'\nStopping after this step; press Ctrl-C again to stop at once.\n')
         flag.set()
-        os.write(2, b'\nStopping after this step; press Ctrl-C again to stop at once.\n')
 
-    signal.signal(signal.SIGINT, handle)
+    here = threading.current_thread() is threading.main_thread()
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if here]
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    caught = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+    for number in caught:
+        signal.signal(number, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in caught.items():
+            signal.signal(number, handler)
+
+# %% ../nbs/34_checkpoints.ipynb #ca7c1321
+class SharedFlag:
+    "The flags of several processes, of which all notice after the same step that one is set."
+    def __init__(self,
+        flag: threading.Event,  # of this process
+        device: torch.device,  # device on which the processes communicate
+    ) -> None:
+        self.flag, self.device = flag, device
+        self.several = dist.is_initialized() and dist.get_world_size() > 1
+        self.delay = 2 if device.type == 'cuda' else 0  # steps
+        self.sums: deque = deque()  # of the last steps, on their way from the device
+
+    def is_set(self,
+        wait: bool = False,  # do not read an earlier sum but wait for this one
+    ) -> bool:
+        "Whether a process has set its flag; called by all of them after the same steps."
+        if not self.several:
+            return self.flag.is_set()
+        total = torch.full((), float(self.flag.is_set()), device=self.device)
+        dist.all_reduce(total)
+        copy = torch.empty((), pin_memory=total.is_cuda).copy_(total, non_blocking=True)
+        self.sums.append((copy, torch.cuda.current_stream(self.device).record_event() if total.is_cuda else None))
+        found = False
+        while len(self.sums) > (0 if wait else self.delay):
+            copy, copied = self.sums.popleft()
+            if copied:
+                copied.synchronize()
+            found = found or bool(copy)
+        return found

@@ -17,6 +17,7 @@ from .options import GRID_ENDINGS, GRID_FORMATS, app_parser, checkup_parser, emb
 from .options import export_parser, map_parser
 from .options import get_data_parser, preprocess_parser, search_arguments, train_config, train_parser
 from .options import serve_parser, sync_parser, tune_parser
+from .processes import run_processes
 from .settings import TrainConfig, demo_config
 
 # %% ../nbs/99_commands.ipynb #79a00006
@@ -67,6 +68,10 @@ def train_main(argv: list[str] | None = None) -> None:
     config = train_config(args)
     if not args.list:
         check_project(Paths(args.root), 'split')
+    run_processes(args.processes, _train, args, config)
+
+
+def _train(args: Namespace, config: TrainConfig) -> None:
     from clip_ft.train_command import train_command
     train_command(args, config)
 
@@ -122,11 +127,15 @@ def embed_main(argv: list[str] | None = None) -> None:
     args = embed_parser().parse_args(argv)
     check_project(Paths(args.root), 'split', *([] if args.model else ['model']))
     _check_store(args)
-    from clip_ft.embedding import embed_command
-    embed_command(args)
+    run_processes(args.processes, _embed, args)
     if args.store is not None and os.environ.get('RANK', '0') == '0':
         from clip_ft.store_commands import fill_command
         fill_command(args)
+
+
+def _embed(args: Namespace) -> None:
+    from clip_ft.embedding import embed_command
+    embed_command(args)
 
 
 def _check_store(args: Namespace) -> None:

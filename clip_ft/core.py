@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DISK_ERRORS', 'Paths', 'InputError', 'temporary_path', 'name_disk_errors', 'writable_file', 'atomic_write',
-           'flush_to_disk', 'printable', 'console_script', 'worker_pool', 'chunked_calls', 'run_parallel', 'new_figure']
+           'flush_to_disk', 'printable', 'console_script', 'describe_error', 'exit_at_once', 'worker_pool',
+           'exit_with_parent', 'chunked_calls', 'run_parallel', 'new_figure']
 
 # %% ../nbs/00_core.ipynb #f492763c
 import errno
@@ -29,7 +30,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from threading import Thread
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
@@ -235,12 +236,11 @@ def console_script(
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, BrokenPipeError) and _output_is_closed():
                 raise SystemExit(0) from None
-            if '--debug' in (sys.argv[1:] if argv is None else argv):
-                print(*map(printable, traceback.format_exc().split('\n')), sep='\n', file=sys.stderr)
-            message, code = _message_and_code(error)
+            line, code = describe_error(error, '--debug' in (sys.argv[1:] if argv is None else argv))
             if os.environ.get('LOCAL_RANK', '0') == '0':
-                line = printable(' '.join(message.split()))
-                print(line if len(line) <= 700 else f'{line[:500]} … {line[-150:]}', file=sys.stderr)
+                print(line, file=sys.stderr)
+            if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+                exit_at_once(code)
             raise SystemExit(code) from None
     return run
 
@@ -253,6 +253,18 @@ def _output_is_closed() -> bool:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
     return False
+
+# %% ../nbs/00_core.ipynb #7a9d59a8
+def describe_error(
+    error: BaseException,  # error that is being handled
+    debug: bool = False,  # also print its traceback
+) -> tuple[str, int]:  # one line, and the exit code
+    "What a command says about an error. The traceback of an unexpected one is written to a file."
+    if debug:
+        print(*map(printable, traceback.format_exc().split('\n')), sep='\n', file=sys.stderr)
+    message, code = _message_and_code(error)
+    line = printable(' '.join(message.split()))
+    return line if len(line) <= 700 else f'{line[:500]} … {line[-150:]}', code
 
 
 def _message_and_code(error: BaseException) -> tuple[str, int]:
@@ -277,6 +289,13 @@ def _one_sentence(error: InputError | OSError) -> str:
     advice = '. Nothing is lost: free some space, and run the same command again.' if full else ''
     return f'{error.strerror}{where}{advice}'
 
+
+def exit_at_once(code: int) -> NoReturn:
+    "End one of several connected processes without PyTorch's clean-up, which waits for processes that may be gone."
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
 # %% ../nbs/00_core.ipynb #5d0a91c5
 PROCESS_THRESHOLD = 2000  # images; below this number, threads finish before processes have started
 
@@ -300,8 +319,12 @@ def worker_pool(
 def _start_worker() -> None:
     "Ignore Ctrl-C, and exit when the parent process ends."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    assert parent is not None
+    exit_with_parent()
+
+
+def exit_with_parent() -> None:
+    "Let this process exit as soon as its parent process ends."
+    parent: Any = parent_process()
     Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
 
 

@@ -24,7 +24,7 @@ from clip_ft.cleaning import (
 )
 from .core import InputError, Paths, new_figure, printable
 from .images import OUTSIDE
-from .locks import stage_lock
+from .processes import stage_lock
 from clip_ft.matching import (
     RULES, describe_rules, list_files, match_images, name_nearest, search_image_folder,
 )

@@ -17,7 +17,6 @@ from argparse import Namespace
 from accelerate import PartialState
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from datetime import timedelta
 from functools import partial
 from hashlib import blake2b
 from io import BytesIO
@@ -38,11 +37,11 @@ from .encode import embed_images, embed_texts
 from .fast import InferenceModel
 from .images import ImageError, image_problem, read_image_file
 from .learned import validation_split
-from .locks import stage_lock
+from .processes import stage_lock
 from .archives import open_arrays
 from .inputs import embedding_size
 from .match_fit import MatchScale, fit_match_scale, load_scale, save_scale
-from .model import load_model, model_device, open_device
+from .model import connected, load_model, model_device
 from .record import DAMAGED
 from .settings import TrainConfig
 from .splits import describe_age
@@ -363,20 +362,19 @@ def embed_command(
     paths = Paths(args.root)
     load_split(paths)  # reports a missing split before a model is loaded
     age = describe_age(paths)
-    state = PartialState(cpu=open_device(args.device).type == 'cpu', timeout=timedelta(hours=6))  # one device each
-    if age and state.is_main_process:
-        print(printable(age))
-    model, processor = load_model(args.model or paths.best_model, args.device, state.is_main_process)
-    data = embed_catalogue(model, processor, paths, chosen_type(paths.embeddings, args.float16), args.text_share)
-    if state.is_main_process:
-        (count, dimension), unchanged = data['embeddings'].shape, data['unchanged']
-        also = f', {unchanged:,} unchanged' if unchanged else ''
-        size = f'{dimension} dimensions' + ' of 16 bits'*(data['embeddings'].dtype == np.float16)
-        print(f'{count - unchanged:,} images embedded{also}, in {size}: {printable(paths.embeddings)}')
-        if data['text_share']:
-            print(f'The embeddings mix images and texts; the share of the texts is {data["text_share"]}.')
-        if data['fitted']:
-            print('Learned from the catalogue which matches are good, so that a search can say that nothing fits.')
-        if age:
-            print(printable(f'These products are not up to date: {age}'))
-    state.destroy_process_group()
+    with connected(args.device) as state:
+        if age and state.is_main_process:
+            print(printable(age))
+        model, processor = load_model(args.model or paths.best_model, args.device, state.is_main_process)
+        data = embed_catalogue(model, processor, paths, chosen_type(paths.embeddings, args.float16), args.text_share)
+        if state.is_main_process:
+            (count, dimension), unchanged = data['embeddings'].shape, data['unchanged']
+            also = f', {unchanged:,} unchanged' if unchanged else ''
+            size = f'{dimension} dimensions' + ' of 16 bits'*(data['embeddings'].dtype == np.float16)
+            print(f'{count - unchanged:,} images embedded{also}, in {size}: {printable(paths.embeddings)}')
+            if data['text_share']:
+                print(f'The embeddings mix images and texts; the share of the texts is {data["text_share"]}.')
+            if data['fitted']:
+                print('Learned from the catalogue which matches are good, so that a search can say that nothing fits.')
+            if age:
+                print(printable(f'These products are not up to date: {age}'))

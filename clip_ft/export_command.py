@@ -15,7 +15,7 @@ from typing import Any
 from .core import InputError, Paths, printable
 from .formats import replaced_folder, save_open_clip
 from .learned import LEARNED_FILE, read_learned
-from .locks import stage_lock
+from .processes import stage_lock
 from .model import NOTES_FILE, load_model, read_notes
 from .model_card import CARD_FILE, is_edited, public_base, write_card
 from .onnx_towers import save_onnx

@@ -22,7 +22,7 @@ from .core import InputError, printable
 from .data import read_products
 from .download import DownloadSettings, download_catalogue, read_failures
 from .hub import read_dataset, write_images
-from .locks import stage_lock
+from .processes import stage_lock
 from .matching import IMAGE_ENDING
 from .record import WRITTEN_TABLE
 from .shops import has_addresses, read_export, shop_format, shop_products

@@ -84,6 +84,11 @@ def _add_device(parser: ArgumentParser) -> None:
     parser.add_argument('--device', metavar='DEVICE',
                         help='device to use: cuda, cuda:1, mps or cpu; by default the fastest available')
 
+# %% ../nbs/98_options.ipynb #ce3f955a
+def _add_processes(parser: ArgumentParser) -> None:
+    parser.add_argument('--processes', type=_integer, default=1, metavar='N',
+                        help='number of processes on this machine that share the work, one per GPU')
+
 # %% ../nbs/98_options.ipynb #68a0000j
 def _add_store(parser: ArgumentParser, about: str, default: str | None = None) -> None:
     place = 'a folder of LanceDB, or an address such as s3://bucket/shop; by default data/processed/store below --root'
@@ -180,6 +185,7 @@ def train_parser() -> ArgumentParser:
     add('--model', default=BASE, metavar='MODEL',
         help='model to start from: a name on the Hugging Face hub, a folder, or tiny')
     _add_device(parser)
+    _add_processes(parser)
     add('--queries', metavar='FILE', help='search log or judgments to learn from: a CSV file with the columns query, '
         'image and, optionally, weight or clicks')
     add('--keep-queries', metavar='FILE', help='queries, one per line, for which the model stays similar to the model '
@@ -268,6 +274,7 @@ def embed_parser() -> ArgumentParser:
     "The options of clip_ft_embed."
     parser = command_parser('Embed the images of all products for search. The same command resumes an interrupted run.')
     _add_model(parser, 'model to embed with')
+    _add_processes(parser)
     _add_store(parser, 'also write them into this store')
     parser.add_argument('--float16', action=BooleanOptionalAction, help='store 16 bits per number; default: as before')
     parser.add_argument('--text-share', type=_share, default=0., metavar='NUMBER',

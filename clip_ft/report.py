@@ -28,7 +28,7 @@ from .evaluation import Evaluation, compare, embed_products, evaluate, evaluate_
 from .evaluation import shown_rows, verdict
 from .kagl import kagl, kagl_report, whole_catalogue
 from .learned import Learned, leave_out, read_learned, seen_queries, split_digest
-from .locks import stage_lock
+from .processes import stage_lock
 from .model import load_model, read_notes
 from .model_card import CARD_FILE, save_evaluation, write_card
 from .models import base_model

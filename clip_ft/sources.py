@@ -35,7 +35,7 @@ from clip_ft.exports import (
 )
 from .hub import download_dataset, is_dataset
 from .images import OUTSIDE, allow_links, image_problem
-from .locks import stage_lock
+from .processes import stage_lock
 from .matching import list_files, match_images
 from clip_ft.record import (
     OPTIONS, SOURCE_FILE, STATE_FILE, WRITTEN_TABLE, SourceState, catalogue_folder,

@@ -27,7 +27,7 @@ from .core import InputError
 from .embedding import SHARD, EmbeddedImages, embed_blocks, fit_matches
 from .embeddings_file import products_of, scale_key
 from .lance_table import _MAIN, LanceTable, _matrix, _stored_names, _texts
-from .locks import stage_lock
+from .processes import stage_lock
 from .match_fit import MatchScale, load_scale, save_scale
 from .views import distinct_images, image_rows, product_keys
 from .where import CHANGED, Condition, check_storable, column_name, outcomes, where_sql

@@ -8,17 +8,15 @@ __all__ = ['DOUBTFUL', 'open_model', 'demo_run', 'without_listed', 'train_comman
 # %% ../nbs/48_train_command.ipynb #9c6c31ca
 import pandas as pd
 import torch
-from accelerate import PartialState
 from argparse import Namespace
 from collections.abc import Iterable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from .cleaning import as_texts, print_lines
 from .core import InputError, Paths, printable
 from .data import catalogue_folder, image_folder, load_split, preprocess
 from .history import main_columns
-from .model import load_model, open_device, tiny_model
+from .model import connected, load_model, open_device, tiny_model
 from .models import kept_models
 from .parameters import check_trainable
 from .query_log import read_log
@@ -113,18 +111,16 @@ def train_command(
         return _list(paths)
     train_products, test_products = load_split(paths)
     queries = None if args.queries is None else read_log(args.queries)
-    cpu = open_device(args.device).type == 'cpu'
-    process = PartialState(cpu=cpu, timeout=timedelta(hours=6))  # others wait while the first one decodes and measures
-    if args.leave_out:
-        train_products = without_listed(train_products, args.leave_out, process.is_main_process)
-    model, processor = open_model(args.model, train_products.full_text, args.device, process.is_main_process)
-    check_trainable(model)
-    age = describe_age(paths)
-    if age and process.is_main_process:
-        print(printable(age))
-    image_dir = image_folder(catalogue_folder(paths), train_products)
-    history = train(model, processor, train_products, test_products, image_dir, paths, config, args.fresh,
-                    args.finish, queries, **_keep_queries(args.keep_queries))
-    if process.is_main_process:
-        _report(history, paths)
-    process.destroy_process_group()
+    with connected(args.device) as process:
+        if args.leave_out:
+            train_products = without_listed(train_products, args.leave_out, process.is_main_process)
+        model, processor = open_model(args.model, train_products.full_text, args.device, process.is_main_process)
+        check_trainable(model)
+        age = describe_age(paths)
+        if age and process.is_main_process:
+            print(printable(age))
+        image_dir = image_folder(catalogue_folder(paths), train_products)
+        history = train(model, processor, train_products, test_products, image_dir, paths, config, args.fresh,
+                        args.finish, queries, **_keep_queries(args.keep_queries))
+        if process.is_main_process:
+            _report(history, paths)

@@ -15,7 +15,6 @@ from torch import distributed as dist
 from accelerate import PartialState
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import asdict
 from fastcore.basics import patch
 from functools import partial
@@ -23,14 +22,14 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 from tqdm.auto import tqdm
-from .checkpoints import Snapshots, catch_interrupt, load_checkpoint, on_cpu, run_fingerprint
+from .checkpoints import SharedFlag, Snapshots, catch_interrupt, load_checkpoint, on_cpu, run_fingerprint
 from .checkpoints import interpolate_weights, save_checkpoint, weights_hash
 from .core import InputError, Paths, printable, worker_pool
 from .dataset import PixelCache, ResizeSpec, to_device
 from .fast import can_compile, import_compiler
 from .history import History, memory_gb, near_chance, open_tracker
 from .learned import split_digest
-from .locks import stage_lock
+from .processes import stage_lock
 from .losses import gather_rows
 from .metrics import Gallery
 from .model import model_device
@@ -75,7 +74,9 @@ class Trainer(TrainingSteps):
 
     def _prepare_files(self, paths: Paths) -> None:
         self.paths, self.base = paths, dict[str, str]()  # base: notes on the model before training
-        self.snapshots, self.interrupted, self.snapshot_time = Snapshots(paths.last), Event(), time.monotonic()
+        self.snapshots, self.snapshot_time = Snapshots(paths.last), time.monotonic()
+        self.interrupted = Event()  # set by Ctrl-C
+        self.any_interrupted = SharedFlag(self.interrupted, self.device)
         self.history = History(self.config.monitor, self.config.patience, paths.last, submit=self.snapshots.queue)
 
 # %% ../nbs/47_training.ipynb #b4eee914
@@ -124,13 +125,15 @@ def resume(self: Trainer, fresh: bool) -> None:
 
 # %% ../nbs/47_training.ipynb #6de9c001
 @patch
-def stop_if_interrupted(self: Trainer) -> None:
-    "After Ctrl-C: save a snapshot and raise KeyboardInterrupt."
-    if self.interrupted.is_set():
+def stop_if_interrupted(self: Trainer, wait: bool = False) -> None:
+    "After Ctrl-C in any process: save a snapshot and raise KeyboardInterrupt."
+    if self.any_interrupted.is_set(wait):
         self.save_snapshot(always=True)
         self.snapshots.wait()
-        print(f'Interrupted after step {self.step:,}. The same call resumes the run here; with finish=True (--finish), '
-              'it ends with the best epoch so far.', flush=True)
+        if self.main:
+            print(f'Interrupted after step {self.step:,}. The same call resumes the run here; with finish=True '
+                  '(--finish), it ends with the best epoch so far.', flush=True)
+        PartialState().wait_for_everyone()
         raise KeyboardInterrupt
 
 # %% ../nbs/47_training.ipynb #d343f710
@@ -226,7 +229,7 @@ def run_epochs(self: Trainer, epochs: int) -> None:
         train_metrics = self.train_epoch(epoch)
         if self.main:
             self.measure_epoch(epoch, train_metrics)
-        self.stop_if_interrupted()
+        self.stop_if_interrupted(wait=True)
         if epoch < epochs:
             self.save_snapshot()
 
@@ -235,7 +238,7 @@ def run_epochs(self: Trainer, epochs: int) -> None:
 def fit(self: Trainer, fresh: bool = False, finish: bool = False, keep_queries: Sequence[str] = EVERYDAY_TEXTS,
 ) -> pd.DataFrame:  # history, one row per epoch
     "Resume the run, or start it if fresh or without a snapshot; the model ends with the weights of the best epoch."
-    caught = catch_interrupt(self.interrupted) if self.world == 1 else nullcontext()  # launchers stop their processes
+    caught = catch_interrupt(self.interrupted, self.main, several=self.world > 1)
     try:
         self.resume(fresh)
         if finish and not self.step:

@@ -17,7 +17,7 @@ from .checkpoints import read_checkpoint
 from .core import InputError, Paths, atomic_write, printable
 from .data import catalogue_folder, image_folder, load_split
 from .formats import replaced_folder
-from .locks import stage_lock
+from .processes import stage_lock
 from .model import load_model, tower_layers
 from .learned import Learned, read_learned, validation_split
 from .models import changed_settings, offer_model, remove_old, validation_of

@@ -82,17 +82,6 @@ def free_port():
         return server.getsockname()[1]
 
 
-@pytest.fixture(scope='session')
-def fork_ranks(fork):
-    "The same for several processes of one run, which a launcher such as torchrun starts otherwise; returns a list."
-    def begin(count, function, *args, log):
-        environment = dict(WORLD_SIZE=str(count), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()))
-        return [fork(function, *args, log=log, **environment, RANK=str(rank), LOCAL_RANK=str(rank))
-                for rank in range(count)]
-
-    return begin
-
-
 def join(processes, log, code=0):
     "Wait for processes, check their exit codes, and return what they wrote to a file."
     for process in processes:

@@ -25,12 +25,12 @@ from clip_ft.store import LanceStore
 from clip_ft.views import image_rows
 
 
-def embed_slowly(root, target, calls):
+def embed_slowly(root, target, calls, count=1):
     "Embed in small shards, record the images that pass through the model, and hang after some calls; -1 means never."
     root = Path(root)
     embed_in_small_blocks(root, calls)
     if target == 'file':
-        embed_main(['--root', str(root), '--device', 'cpu'])
+        embed_main(['--root', str(root), '--device', 'cpu', '--processes', str(count)])
     else:
         paths = Paths(root)
         model, processor = load_model(paths.best_model, 'cpu')
@@ -72,7 +72,7 @@ def spoil_two_images(paths):
     (image_dir/pd.read_csv(paths.test_csv).image[3]).unlink()
 
 
-def test_killed_and_finished_by_two(copied_shop, one_thread, monkeypatch, fork, fork_ranks):
+def test_killed_and_finished_by_two(copied_shop, one_thread, monkeypatch, fork):
     root, paths = copied_shop, Paths(copied_shop)
     monkeypatch.setattr(clip_ft.embedding, 'SHARD', 16)
     spoil_two_images(paths)
@@ -83,7 +83,7 @@ def test_killed_and_finished_by_two(copied_shop, one_thread, monkeypatch, fork, 
     kill_when(fork(embed_slowly, root, 'file', 4, log=root/'log.txt'), lambda: len(finished_shards(paths)) == 4)
     assert paths.embeddings.read_bytes() == old  # untouched until the new one is complete
     (root/'seen').unlink()
-    out = join(fork_ranks(2, embed_slowly, root, 'file', -1, log=root/'log.txt'), root/'log.txt')
+    out = join([fork(embed_slowly, root, 'file', -1, 2, log=root/'log.txt')], root/'log.txt')
     assert out.count('images embedded') == 1 and '2 of' in out and 'embedding_rejects.csv' in out
     seen = len((root/'seen').read_text())
     assert seen == count - 4*16 - 1  # the broken image of the training split is in a finished shard

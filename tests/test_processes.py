@@ -1,18 +1,19 @@
-"""A run of two processes gives the result of one; the first process writes; either kind can resume the other.
+"""A run of several processes gives the result of one; any number can resume it; if one is stopped, all of them end.
 
-`torchrun` starts the processes, as `accelerate launch` does for several GPUs; on the CPU they communicate by gloo.
+On the CPU the processes communicate by gloo.
 """
 import os
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
-from accelerate.commands.launch import launch_command_parser
 from conftest import BIN, join, last_step
 from torch.distributed.run import get_args_parser as torchrun_parser
 
@@ -32,8 +33,7 @@ SETTINGS = ['--model', 'tiny', '--device', 'cpu', '--epochs', EPOCHS, '--lr', 3e
 TOLERANCE = 1e-5
 
 
-LAUNCHERS = dict(torchrun=['--standalone', '--nproc-per-node', '2', '--'], accelerate=['--num_processes', '2'])
-TORCHRUN = [BIN/'torchrun', *LAUNCHERS['torchrun']]
+TORCHRUN = ['--standalone', '--nproc-per-node', '2', '--']
 
 
 def arguments(root, *args):
@@ -41,41 +41,32 @@ def arguments(root, *args):
     return ['--root', root, *SETTINGS, '--queries', root/'queries.csv', *args]
 
 
-def start(root, *args, launcher=()):
-    "Start clip_ft_train by a launcher."
-    command = [*launcher, BIN/'clip_ft_train', *arguments(root, *args)]
-    return subprocess.Popen([str(arg) for arg in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env=os.environ | dict(OMP_NUM_THREADS='1'))
-
-
-def finish(process):
-    "Wait for a command; return its output and its error stream, with progress bars as lines."
-    out, err = process.communicate(timeout=400)
-    assert process.returncode == 0, err[-5000:]
-    return out, err.replace('\r', '\n')
-
-
 @pytest.fixture(scope='module')
-def ranks(fork, fork_ranks):
-    "A function that starts clip_ft_train in one or several processes without a launcher, which is faster."
-    def begin(root, *args, count):
+def train(fork):
+    "A function that starts clip_ft_train in a number of processes."
+    def begin(root, *args, count=1):
         (root/'log.txt').write_text('')
-        call = train_main, [str(arg) for arg in arguments(root, *args)]
-        return [fork(*call, log=root/'log.txt')] if count == 1 else fork_ranks(count, *call, log=root/'log.txt')
+        args = arguments(root, '--processes', count, *args)
+        return fork(train_main, [str(arg) for arg in args], log=root/'log.txt')
     return begin
 
 
-def kill_in_second_epoch(processes, root):
-    "Kill processes as soon as a snapshot of the second epoch exists; return the last step that was saved."
+def finish(process, root, code=0):
+    "Wait for a process, and return what it wrote."
+    return join([process], root/'log.txt', code)
+
+
+def stop(process, root, number, rank=None, steps=0):
+    "Send a signal to one of several processes, or to their parent, as soon as a snapshot has so many steps."
     end = time.monotonic()+300
-    while last_step(root) < 6:
-        assert processes[0].is_alive() and time.monotonic() < end, (root/'log.txt').read_text()[-5000:]
+    while last_step(root) < steps:
+        assert process.is_alive() and time.monotonic() < end, (root/'log.txt').read_text()[-5000:]
         time.sleep(.005)
-    for process in processes:
-        process.kill()
-    for process in processes:
-        process.join()
-    return last_step(root)
+    members = sorted(psutil.Process(process.pid).children(), key=psutil.Process.create_time)
+    os.kill(process.pid if rank is None else members[rank].pid, number)
+    sent = time.monotonic()
+    process.join(60)
+    assert time.monotonic() < sent+20 and not any(member.is_running() for member in members)
 
 
 @pytest.fixture(scope='module')
@@ -96,10 +87,10 @@ def project(logged_shop, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def one(logged_shop, ranks):
+def one(logged_shop, train):
     "The project after a run in one process."
     root = Path(shutil.copytree(logged_shop, logged_shop.parent/'one'))
-    join(ranks(root, count=1), root/'log.txt')
+    finish(train(root), root)
     return root
 
 
@@ -128,18 +119,20 @@ def written(root):
     return {path.relative_to(root).as_posix() for path in (root/'checkpoints').rglob('*')}
 
 
-@pytest.mark.parametrize('name', LAUNCHERS)
-def test_launchers_pass_all_options_on(name):
-    "No option of clip_ft_train is taken for one of the launcher, as torchrun does without a double hyphen."
-    parser = dict(torchrun=torchrun_parser, accelerate=launch_command_parser)[name]()
+def test_torchrun_passes_all_options_on():
+    "No option of clip_ft_train is taken for one of torchrun, as it does without a double hyphen."
     options = [option for action in train_parser()._actions for option in action.option_strings]
-    args = parser.parse_args([*LAUNCHERS[name], 'clip_ft_train', *options])
+    args = torchrun_parser().parse_args([*TORCHRUN, 'clip_ft_train', *options])
     assert (args.training_script, args.training_script_args) == ('clip_ft_train', options)
 
 
 def test_two_processes_give_what_one_gives(one, project):
-    "Each of the two with gradient caching, three products at a time."
-    out, err = finish(start(project, '--micro-batch', 3, launcher=TORCHRUN))
+    "Started by torchrun, each with gradient caching, three products at a time."
+    command = [BIN/'torchrun', *TORCHRUN, BIN/'clip_ft_train', *arguments(project, '--micro-batch', 3)]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=400,
+                          env=os.environ | dict(OMP_NUM_THREADS='1'))
+    out, err = done.stdout, done.stderr.replace('\r', '\n')
+    assert done.returncode == 0, err[-5000:]
     assert_same(project, one)
     assert out.count('The model was written to') == 1 and out.count('epoch 1  train_loss') == 1
     for bar, count in {'Epoch 1/3': 1, 'Epoch 3/3': 1, 'Embedding images': 2}.items():  # of the base, hard negatives
@@ -149,20 +142,33 @@ def test_two_processes_give_what_one_gives(one, project):
     assert mine == theirs and not any('/.' in name for name in mine)
 
 
-def test_begun_by_two_and_finished_by_one(one, project, ranks):
-    before = kill_in_second_epoch(ranks(project, '--save-minutes', 0, count=2), project)
-    assert f'after step {before} of' in join(ranks(project, count=1), project/'log.txt')
+def test_begun_by_one_and_finished_by_two(one, project, train):
+    process = train(project, '--save-minutes', 0)
+    stop(process, project, signal.SIGKILL, steps=6)
+    assert finish(train(project, count=2), project).count('Resuming the run') == 1
     assert_same(project, one)
 
 
-def test_begun_by_one_and_finished_by_two(one, project, ranks):
-    kill_in_second_epoch(ranks(project, '--save-minutes', 0, count=1), project)
-    assert join(ranks(project, count=2), project/'log.txt').count('Resuming the run') == 1
+def test_one_process_that_is_stopped_ends_all(one, project, train):
+    "Killed ones are named; interrupted ones stop after the same step, which is saved; either run can be resumed."
+    for steps, rank in ((1, 1), (3, 0)):
+        process = train(project, '--save-minutes', 0, count=2)
+        stop(process, project, signal.SIGKILL, rank, steps)
+        output = finish(process, project, code=1)
+        assert output.count('error: ') == 1 and 'Traceback' not in output, output
+        assert f'error: Process {rank} of 2 was ended by the signal SIGKILL' in output.splitlines()[-1]
+    for count, number, rank in ((4, signal.SIGTERM, 3), (2, signal.SIGINT, None)):
+        process = train(project, '--save-minutes', 0, count=count)
+        stop(process, project, number, rank, last_step(project)+1)
+        output = finish(process, project, code=130)
+        assert f'Interrupted after step {last_step(project)}.' in output
+        assert output.splitlines()[-1] == 'interrupted; repeat the command to go on' and 'Traceback' not in output
+    assert f'after step {last_step(project)} of' in finish(train(project), project)
     assert_same(project, one)
 
 
-def test_a_batch_that_cannot_be_shared_is_one_error(project, ranks):
-    output = join(ranks(project, '--batch-size', 31, count=2), project/'log.txt', code=2)
+def test_a_batch_that_cannot_be_shared_is_one_error(project, train):
+    output = finish(train(project, '--batch-size', 31, count=2), project, code=2)
     assert output.count('error: A batch of 31 products cannot be divided among 2 processes.') == 1, output
     assert output.count('error: ') == 1 and 'Traceback' not in output
     assert not (project/'checkpoints').exists()

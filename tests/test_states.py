@@ -15,7 +15,7 @@ from clip_ft.core import InputError, Paths, temporary_path
 from clip_ft.data import load_split, preprocess
 from clip_ft.embeddings_file import load_embeddings
 from clip_ft.learned import LEARNED_FILE
-from clip_ft.locks import stage_lock
+from clip_ft.processes import stage_lock
 from clip_ft.record import STATE_FILE
 from clip_ft.sources import get_data
 

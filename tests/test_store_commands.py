@@ -12,8 +12,8 @@ from conftest import embed_in_small_blocks, join, jpeg
 from clip_ft.commands import embed_main, preprocess_main, search_main, sync_main
 from clip_ft.core import Paths
 from clip_ft.data import catalogue_folder, image_folder, load_split
-from clip_ft.locks import stage_lock
 from clip_ft.model import load_model
+from clip_ft.processes import stage_lock
 from clip_ft.search import Searcher
 
 pytest.importorskip('lancedb')

@@ -11,6 +11,7 @@ from clip_ft.core import InputError, Paths
 from clip_ft.data import catalogue_folder, image_folder, load_split
 from clip_ft.dataset import PixelCache
 from clip_ft.model import tiny_model
+from clip_ft.processes import run_processes
 from clip_ft.query_log import training_log
 from clip_ft.settings import TrainConfig
 from clip_ft.steps import TrainingSteps
@@ -47,11 +48,11 @@ def train_rank(root, out):
     process.destroy_process_group()
 
 
-def test_two_processes_give_what_one_gives(split_shop, tmp_path, fork_ranks):
+def test_two_processes_give_what_one_gives(split_shop, tmp_path, fork):
     one = few_steps(split_shop, **OPTIONS)
     assert [one.log.due(step) for step in range(3)] == [False, True, False]
     metrics = train(one, 3)
-    join(fork_ranks(2, train_rank, split_shop, tmp_path, log=tmp_path/'log.txt'), tmp_path/'log.txt')
+    join([fork(run_processes, 2, train_rank, split_shop, tmp_path, log=tmp_path/'log.txt')], tmp_path/'log.txt')
     for rank in (0, 1):
         found = torch.load(tmp_path/f'{rank}.pt')
         assert (found['metrics'][:, 0]-metrics[:, 0]).abs().max() < 1e-4
