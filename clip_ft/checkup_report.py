@@ -15,6 +15,7 @@ import re
 from argparse import Namespace
 from .cards import Thumbnails
 from .catalogue import find_table
+from .catalogue_map import load_map, write_map
 from .catalogue_checks import CheckupData, OwnTable, own_table, run_checks
 from .cleaning import print_lines
 from .core import InputError, Paths, atomic_write, printable, writable_file
@@ -183,7 +184,7 @@ def write_checkup(
     own: OwnTable | None = None,  # table of the catalogue; None: the report has no row numbers
     notes: list[str] | None = None,  # warnings shown at the top
     title: str = 'Check-up of the catalogue',
-    files: Sequence[str | Path | None] = (None, None),  # list of findings, corrected table; None: not written
+    files: Sequence[str | Path | None] = (None, None, None),  # list of findings, corrected table, map; None: none
 ) -> int:  # size in bytes
     "Write the report as one HTML file, under 2 MB."
     kinds = findings.groupby('kind', sort=False)
@@ -194,7 +195,8 @@ def write_checkup(
         content = render_document(
             'checkup.html', 'checkup.css', title=title, products=len(data.products), sections=sections,
             notes=[_text(note, 500) for note in notes or []], table=_linked(own and own.path, path),
-            listed=_linked(files[0], path), fixed=_linked(files[1], path))
+            listed=_linked(files[0], path), fixed=_linked(files[1], path),
+            map=_linked(files[2], path))
         if len(content) < MAX_REPORT_BYTES:
             break
     with atomic_write(path) as temporary:
@@ -300,8 +302,8 @@ def _values(row: Sequence[Any]) -> list[str]: return ['' if cell.value is None e
 def _check_files(args: Namespace, paths: Paths) -> None:
     "Raise InputError for files that cannot be written, or should not."
     folder = os.path.realpath(catalogue_folder(paths))
-    given = {option: value for option, value in (('--report', args.report), ('--csv', args.csv), ('--fix', args.fix))
-             if value is not None}
+    options = {'--report': args.report, '--csv': args.csv, '--fix': args.fix, '--map': args.map}
+    given = {option: value for option, value in options.items() if value is not None}
     places = [os.path.realpath(writable_file(value)) for value in given.values()]
     if len(set(places)) < len(places):
         raise InputError(f'{" and ".join(given)} name the same file: use another name for each.')
@@ -310,7 +312,7 @@ def _check_files(args: Namespace, paths: Paths) -> None:
             raise InputError(f'{option} {value} is in the folder of the catalogue, whose files are never changed: '
                              'choose another folder.')
         suffixes = ['.csv', '.tsv', '.txt'] + ['.xlsx']*(option == '--fix' and _is_excel(paths))
-        if option != '--report' and Path(value).suffix.lower() not in suffixes:
+        if option in ('--csv', '--fix') and Path(value).suffix.lower() not in suffixes:
             raise InputError(f'{option} writes CSV: name a file that ends in .csv, not {value}.')
 
 
@@ -344,8 +346,11 @@ def checkup_command(
     if args.fix:
         _write_fix(args, own, findings, read_options(paths)['encoding'])
     if args.report:
-        size = write_checkup(args.report, findings, data, own, notes, files=(args.csv, args.fix))
+        size = write_checkup(args.report, findings, data, own, notes, files=(args.csv, args.fix, args.map))
         print(printable(f'Report: {args.report}, {size/1e6:.1f} MB'))
+    if args.map:
+        size = write_map(args.map, load_map(paths, findings=findings))
+        print(printable(f'Map: {args.map}, {size/1e6:.1f} MB'))
 
 
 def _write_fix(args: Namespace, own: OwnTable, findings: pd.DataFrame, encoding: str | None) -> None:

@@ -384,8 +384,7 @@ def serve_parser() -> ArgumentParser:
     add('--api-key-file', metavar='FILE', help='file that contains the API key; without it, the environment variable '
         'CLIP_FT_API_KEY is read')
     _add_store(parser, 'serve this store')
-    add('--processes', type=_up_to(64, 'a number'), metavar='N',
-        help='search processes; by default one per core, at most 8')
+    add('--processes', type=_up_to(64, 'a number'), metavar='N', help='search processes; default: 1 per core, up to 8')
     add('--at-once', type=non_negative_int, default=64, metavar='N', help='requests that are answered at the same time')
     add('--timeout', type=_positive, default=10.0, metavar='SECONDS', help='time that a request may take')
     return parser
@@ -396,10 +395,10 @@ def checkup_parser() -> ArgumentParser:
     parser = command_parser('Check the catalogue: find products listed twice, bad images, and wrong or missing values.')
     _add_model(parser, 'model that made the embeddings')
     for name, written in (('--report', 'the findings with images as one HTML page'), ('--csv', 'the findings as CSV'),
+                          ('--map', 'a map of the catalogue, coloured by finding, as one HTML page'),
                           ('--fix', "a corrected copy of the catalogue's table: CSV, or .xlsx if it is")):
         parser.add_argument(name, metavar='FILE', help=f'also write {written}')
-    parser.add_argument('--least', type=_number, default=.9, metavar='NUMBER',
-        help='confidence, from 0 to 1, that a suggestion needs for --fix')
+    parser.add_argument('--least', type=_number, default=.9, metavar='NUMBER', help='confidence, 0 to 1, for --fix')
     parser.add_argument('--kinds', nargs='+', metavar='KIND', default=[], help='kinds of findings; by default all')
     return parser
 
@@ -412,4 +411,5 @@ def map_parser() -> ArgumentParser:
     parser.add_argument('--color', metavar='COLUMN', help='column that chooses the colours at first')
     parser.add_argument('--before', action='store_true', help='also show the map before fine-tuning')
     parser.add_argument('--texts', action='store_true', help='also show the texts of the products')
+    parser.add_argument('--language', default='en', choices=('en', 'ru'), help='language of the page')
     return parser

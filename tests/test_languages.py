@@ -1,4 +1,4 @@
-"The texts of the search page: complete in every language, and none outside the files of the languages."
+"The texts of the search page and of the map: complete in every language, and none outside the files of the languages."
 import ast
 import json
 import re
@@ -42,7 +42,8 @@ def test_complete(code):
 
 
 def test_each_text_is_used():
-    sources = [path.read_text(encoding='utf-8') for path in [*PACKAGE.glob('*.py'), *PACKAGE.glob('templates/*.html')]]
+    patterns = ('*.py', 'templates/*.html', 'static/*.js')
+    sources = [path.read_text(encoding='utf-8') for pattern in patterns for path in PACKAGE.glob(pattern)]
     source = '\n'.join(sources)
     families = ('column.', 'stock.', 'close.', 'sort.', 'compare.', 'mix.')  # their keys are composed
     keys = [key for key in texts_of('en') if not key.startswith(families)]

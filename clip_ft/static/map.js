@@ -3,22 +3,20 @@
 
 const FRAME = `
   <div class="cf-map-tools">
-    <label>Colour <select></select></label>
-    <button type="button" data-do="lasso" aria-pressed="false">Lasso</button>
-    <button type="button" data-do="whole">Whole map</button>
-    <button type="button" data-do="clear">Clear selection</button>
+    <label><span data-text="map.colour"></span> <select></select></label>
+    <button type="button" data-text="map.lasso" data-do="lasso" aria-pressed="false"></button>
+    <button type="button" data-text="map.whole" data-do="whole"></button>
+    <button type="button" data-text="map.clear" data-do="clear"></button>
   </div>
   <div class="cf-map-status" role="status"></div>
-  <div class="cf-map-panes"><div class="cf-map-card" hidden></div></div>
+  <div class="cf-map-panes"><div class="cf-map-card" aria-hidden="true" hidden></div></div>
   <div class="cf-map-legend"></div>
   <details class="cf-map-selected" hidden><summary></summary><ol></ol></details>
-  <small class="cf-map-hint">Drag to move, scroll to zoom, Shift and drag (or Lasso) to select. Keyboard: arrow keys go to
-    the next product, with Shift they move the map; + and - zoom, 0 shows the whole map; Enter starts and ends a rectangle;
-    Escape clears.</small>`;
-const OTHER = 9; // number of the colour of all other values
-const MISSING = 255;
+  <small class="cf-map-hint" data-text="map.hint"></small>`;
+const OTHER = 9; // code of all other values
+const MISSING = 255; // code of products without a value
 const CELLS = 256; // of the grid, in each direction
-const NEAR = 12; // pixels around the pointer in which a point is found
+const NEAR = { touch: 24 }; // pixels around the pointer in which a point is found; 12 around a mouse
 const RAMP = ['440154', '46327e', '365c8d', '277f8e', '1fa187', '4ac16d', 'a0da39', 'fde725']; // viridis
 const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
@@ -86,8 +84,9 @@ class Plane { // one map: its points, and its two canvases, one for the points a
     return [(at[0] - this.left) / this.size, (at[1] - this.top) / this.size];
   }
 
-  nearest([x, y]) { // number of the nearest point, or -1
-    const radius = NEAR * this.dpr / this.size;
+  nearest(event) { // number of the point that is nearest to the pointer, or -1
+    const [x, y] = this.unplace(event);
+    const radius = (NEAR[event.pointerType] ?? 12) * this.dpr / this.size;
     const cell = value => Math.max(0, Math.min(CELLS - 1, Math.floor(value / 256)));
     let best = -1;
     let least = radius * radius;
@@ -172,6 +171,14 @@ function render({ model, el }) {
   el.classList.add('cf-map');
   el.setAttribute('data-lm-suppress-shortcuts', 'true');
   el.innerHTML = FRAME;
+  const texts = model.get('texts');
+  const plurals = new Intl.PluralRules(texts.language);
+  const phrase = (key, values = {}) => { // text of the language, with values; n decides about the plural
+    const text = texts[key];
+    const form = typeof text === 'string' ? text : text[plurals.select(values.n)] ?? text.other;
+    return form.replace(/\{(\w+)\}/g, (_, name) => values[name].toLocaleString(texts.language));
+  };
+  for (const each of el.querySelectorAll('[data-text]')) each.textContent = phrase(each.dataset.text);
   const [status, panes, card, legend, list] =
     ['status', 'panes', 'card', 'legend', 'selected'].map(name => el.querySelector(`.cf-map-${name}`));
   const select = el.querySelector('select');
@@ -191,7 +198,7 @@ function render({ model, el }) {
     target.addEventListener(name, call, { signal: ends.signal, ...options });
 
   const planes = titles.map((title, i) => {
-    const about = `Map${title ? `, ${title}` : ''}: ${count} products. Arrow keys go from product to product.`;
+    const about = [title, phrase('map.about', { n: count })].filter(Boolean).join('. ');
     const figure = element('figure', { innerHTML: '<figcaption></figcaption><div class="cf-map-plane"><canvas></canvas>' +
       '<canvas tabindex="0" role="application"></canvas></div>' });
     figure.firstChild.textContent = title;
@@ -228,19 +235,19 @@ function render({ model, el }) {
     const style = getComputedStyle(el);
     codes = allCodes.subarray(select.selectedIndex * count, (select.selectedIndex + 1) * count);
     colours = Array.from({ length: 256 }, (_, i) => column.numeric && i < MISSING ? rampColour(i / 254)
-      : style.getPropertyValue(`--map-${column.numeric ? OTHER : Math.min(i, OTHER)}`));
-    const grey = column.numeric ? MISSING : OTHER;
+      : style.getPropertyValue(`--map-${i === MISSING ? OTHER + 1 : Math.min(i, OTHER)}`));
+    const rank = code => [MISSING, column.numeric ? -1 : OTHER].indexOf(code); // grey points are drawn first
     const rows = Uint32Array.from({ length: count }, (_, i) => i);
-    order = Uint32Array.from([...rows.filter(i => codes[i] === grey), ...rows.filter(i => codes[i] !== grey)]);
+    order = Uint32Array.from([0, 1, -1].flatMap(drawn => [...rows.filter(i => rank(codes[i]) === drawn)]));
     legend.replaceChildren();
     if (column.numeric) {
       const scale = element('span', { className: 'cf-map-scale' });
       scale.style.background = `linear-gradient(to right, ${RAMP.map(hex => `#${hex}`)})`;
       legend.append(column.labels[0], scale, column.labels[1]);
     }
-    const shown = column.numeric ? [] : column.labels.map((label, code) => [label, code]);
-    for (const [label, code] of column.rest ? [...shown, [column.rest, grey]] : shown) {
-      const button = element('button', { type: 'button', title: 'Select these products' });
+    const shown = column.numeric ? [] : column.labels.map((label, code) => [code, label]);
+    for (const [code, label] of [...shown, ...column.rest]) {
+      const button = element('button', { type: 'button', title: phrase('map.select') });
       const dot = element('i');
       dot.style.background = colours[code];
       button.append(dot, label);
@@ -299,10 +306,10 @@ function render({ model, el }) {
     choose(mask);
   };
   const showSelection = ({ total, names }) => {
-    status.textContent = `${total} of ${count} products are selected.`;
+    status.textContent = phrase('map.selected', { n: total, total: count });
     list.hidden = !total;
-    list.querySelector('summary').textContent = `Selected products: ${total}`;
-    const more = total > names.length ? [`and ${total - names.length} more`] : [];
+    list.querySelector('summary').textContent = phrase('map.list', { n: total });
+    const more = total > names.length ? [phrase('map.more', { n: total - names.length })] : [];
     list.querySelector('ol').replaceChildren(...[...names, ...more].map(textContent => element('li', { textContent })));
   };
 
@@ -317,6 +324,12 @@ function render({ model, el }) {
     view.x -= dx * plane.dpr / plane.size;
     view.y -= dy * plane.dpr / plane.size;
     card.hidden = true;
+    redraw(true);
+  };
+  const follow = plane => { // the product of the keyboard, if it is out of sight
+    const [x, y] = plane.place(row);
+    if (row < 0 || (x >= 0 && y >= 0 && x <= plane.above.width && y <= plane.above.height)) return;
+    Object.assign(view, { x: plane.points[2 * row], y: plane.points[2 * row + 1] });
     redraw(true);
   };
   const showWhole = () => {
@@ -338,6 +351,7 @@ function render({ model, el }) {
       move(-60 * direction[0], -60 * direction[1], plane);
     } else if (direction) {
       point(plane.next(row, direction) % count, i);
+      follow(plane);
       if (anchor !== null) shape = rectangle(plane);
     } else if (event.key === '+' || event.key === '=' || event.key === '-') {
       const at = row < 0 ? [view.x, view.y] : [plane.points[2 * row], plane.points[2 * row + 1]];
@@ -348,7 +362,7 @@ function render({ model, el }) {
       if (anchor === null) {
         anchor = row;
         announced = true;
-        status.textContent = 'The rectangle starts here. Go to another product, and press Enter.';
+        status.textContent = phrase('map.start');
       } else {
         const polygon = rectangle(plane);
         [shape, anchor] = [null, null];
@@ -366,37 +380,56 @@ function render({ model, el }) {
 
   planes.forEach((plane, i) => {
     const canvas = plane.above;
+    const down = new Map(); // pointers on the map; with two, it is zoomed
     let drag = null; // position of the pointer while it moves the map or draws a lasso
+    const span = () => { // distance of two pointers, and the place between them
+      const [a, b] = down.values();
+      const [clientX, clientY] = [(a.clientX + b.clientX) / 2, (a.clientY + b.clientY) / 2];
+      return [Math.hypot(a.clientX - b.clientX, a.clientY - b.clientY), plane.unplace({ clientX, clientY })];
+    };
+    const pointAt = event => {
+      const found = plane.nearest(event);
+      point(found < 0 ? -1 : found % count, i);
+    };
     listen(canvas, 'pointerdown', event => {
       if (event.button) return;
       canvas.setPointerCapture(event.pointerId);
+      down.set(event.pointerId, event);
       const lasso = event.shiftKey || lassoButton.getAttribute('aria-pressed') === 'true';
-      drag = { lasso, x: event.clientX, y: event.clientY };
+      drag = down.size === 1 ? { lasso, x: event.clientX, y: event.clientY, moved: 0 } : null;
       pane = i;
-      if (lasso) shape = [plane.unplace(event)];
+      shape = drag?.lasso ? [plane.unplace(event)] : null;
     });
     listen(canvas, 'pointermove', event => {
-      if (drag?.lasso) {
+      if (down.size === 2 && down.has(event.pointerId)) {
+        const [before] = span();
+        down.set(event.pointerId, event);
+        const [after, between] = span();
+        zoom(after / Math.max(1, before), between);
+      } else if (drag?.lasso) {
         shape.push(plane.unplace(event));
         redraw(false);
       } else if (drag) {
+        drag.moved += Math.hypot(event.clientX - drag.x, event.clientY - drag.y);
+        if (drag.moved < 4) return; // a finger that taps is never quite still
         move(event.clientX - drag.x, event.clientY - drag.y, plane);
         Object.assign(drag, { x: event.clientX, y: event.clientY });
-      } else {
-        const found = plane.nearest(plane.unplace(event));
-        point(found < 0 ? -1 : found % count, i);
+      } else if (!down.size) {
+        pointAt(event);
       }
     });
     const drop = event => {
       const polygon = shape;
-      const wasLasso = drag?.lasso;
+      const last = drag;
+      down.delete(event.pointerId);
       [drag, shape] = [null, null];
-      if (wasLasso && event.type === 'pointerup' && polygon.length > 2) chooseInside(polygon);
+      if (event.type === 'pointerup' && last?.lasso && polygon.length > 2) chooseInside(polygon);
+      if (event.type === 'pointerup' && last && !last.lasso && last.moved < 4) pointAt(event);
       redraw(false);
     };
     listen(canvas, 'pointerup', drop);
     listen(canvas, 'pointercancel', drop);
-    listen(canvas, 'pointerleave', () => { if (!drag) point(-1, i); });
+    listen(canvas, 'pointerleave', event => { if (!drag && event.pointerType !== 'touch') point(-1, i); });
     listen(canvas, 'wheel', event => {
       event.preventDefault();
       zoom(Math.exp(-event.deltaY / 400), plane.unplace(event));
@@ -420,7 +453,7 @@ function render({ model, el }) {
   listen(matchMedia('(prefers-color-scheme: dark)'), 'change', recolour);
   const theme = new MutationObserver(recolour);
   theme.observe(document.body, { attributes: true, attributeFilter: ['data-jp-theme-light'] });
-  const sizes = new ResizeObserver(() => redraw(true));
+  const sizes = new ResizeObserver(() => (colours[MISSING] ? redraw(true) : recolour())); // no style until it is shown
   sizes.observe(panes);
   recolour();
 
