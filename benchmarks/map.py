@@ -5,7 +5,8 @@
 The embeddings are those of a project. Each step runs in its own process, so that compilation counts (umap and
 pacmap are compiled when they are first used); `again` is the second map of the same process. Opening is measured in
 headless Chromium: from the navigation to the second frame after the points are drawn, for a page from clip_ft_map;
-`load_s` is the time to make the widget from a stored map. Peers are measured if they are installed.
+`load_s` is the time to make the widget from a stored map, `write_s` that to write the page. Peers are measured if they
+are installed.
 """
 import shutil
 import tempfile
@@ -110,7 +111,9 @@ def open_page(args):
         begun = time.perf_counter()
         page = CatalogueMap(stored_map(f'{folder}/map.npz', vectors), products, folder_of(args.root, products))
         load = time.perf_counter() - begun
+        begun = time.perf_counter()
         size = write_map(Path(folder)/'map.html', page)
+        write = time.perf_counter() - begun
         with sync_playwright() as playwright:
             chromium = shutil.which('chromium') or shutil.which('google-chrome')
             browser = playwright.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
@@ -122,8 +125,8 @@ def open_page(args):
                 frames.append(tab.evaluate(REDRAWN))
                 tab.close()
             browser.close()
-    print_record(step='open', products=len(products), page_MB=size/1e6, load_s=load, open_s=float(np.median(times)),
-                 longest_open_s=max(times), frame_ms=float(np.median(frames)))
+    print_record(step='open', products=len(products), page_MB=size/1e6, load_s=load, write_s=write,
+                 open_s=float(np.median(times)), longest_open_s=max(times), frame_ms=float(np.median(frames)))
 
 
 def main():
