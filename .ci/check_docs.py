@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import yaml
 from nbconvert import MarkdownExporter
 from nbdev.config import get_config
 from nbdev.quarto import refresh_quarto_yml
@@ -35,6 +36,16 @@ def mixed_cells(nb):
             continue
         kinds = {isinstance(statement, ast.Import | ast.ImportFrom) for statement in statements}
         if len(kinds) == 2:
+            yield cell.id
+
+
+def invalid_options(nb):
+    "Ids of cells whose options, such as a caption, are not YAML: Quarto stops at them."
+    for cell in nb.cells:
+        lines = re.findall(r"(?m)^#\| *([\w-]+: .*)$", cell.source) if cell.cell_type == "code" else []
+        try:
+            yaml.safe_load("\n".join(lines))
+        except yaml.YAMLError:
             yield cell.id
 
 
@@ -110,8 +121,11 @@ def sidebar_problems():
 def problems(writing):
     "All problems of the documentation, one line each."
     for page in pages():
-        for cell in mixed_cells(nbformat.read(page, as_version=4)):
+        nb = nbformat.read(page, as_version=4)
+        for cell in mixed_cells(nb):
             yield f"{page.name}: cell {cell} mixes imports with other code"
+        for cell in invalid_options(nb):
+            yield f"{page.name}: the options of cell {cell} are not YAML: a text with a colon needs quotation marks"
     refresh_quarto_yml()
     proc_nbs(force=True, n_workers=2)
     yield from readme_problems(writing)

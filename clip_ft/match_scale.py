@@ -64,10 +64,11 @@ def product_words(
     columns: Collection[str],  # from word_columns; those that are missing are skipped
 ) -> list[frozenset[str]]:  # words of each product
     "The words of products."
-    kept = [as_texts(products[column]) for column in columns if column in products]
+    kept = [products[column].to_numpy(object) for column in columns if column in products]
     if not kept:
         return [frozenset()] * len(products)
-    return [_words_of(texts) for texts in zip(*kept)]
+    texts = as_texts(pd.Series(np.concatenate(kept), dtype=object)).to_numpy()  # all columns at once, for few products
+    return [_words_of(each) for each in zip(*texts.reshape(len(kept), -1))]
 
 
 @lru_cache(4096)
