@@ -138,14 +138,14 @@ def test_no_rule_reaches_outside(tmp_path, name):
 
 
 def test_many_names_are_matched_quickly():
-    files = [f'data/{number}.jpg' for number in range(20_000)]
-    unknown = [f'data/x{number}.jpg' for number in range(20_000)]
-    for names, count in (([f'{number}' for number in range(20_000)], 20_000), (unknown, 0)):
+    files = [f'data/{number}.jpg' for number in range(10_000)]
+    unknown = [f'data/x{number}.jpg' for number in range(10_000)]
+    for names, count in (([f'{number}' for number in range(10_000)], 10_000), (unknown, 0)):
         start = time.process_time()
         found = match_images(pd.Series(names, dtype=object), files, '/nowhere')
         assert (found['image'] != '').sum() == count
         nearest_files([name for name, image in zip(names, found['image'], strict=True) if not image], files)
-        assert time.process_time() - start < 20
+        assert time.process_time() - start < 10
 
 
 def test_a_sample_has_the_matched_images(tmp_path, catalogue_zip):
