@@ -15,6 +15,9 @@ micro_batch uses gradient caching, at a batch of --cached products over all proc
 A record of the matrix is the loss of such a batch and its gradients for random embeddings: the time, and the peak of
 the memory of the first process above what it had before.
 
+The record of the host is what one core of this machine decodes and tokenizes; fewer than 2,000 images, so that they
+are decoded by threads whose time is counted.
+
 A record of the embedding is the rate of embed_images on pixels in the memory of the device, with --images images for
 each process. The time is that of the slowest process.
 
@@ -22,6 +25,8 @@ efficiency is the rate divided by the number of processes and the rate of one pr
 the largest difference between the losses of a few steps in float32 and those of one process, at the same batch.
 """
 import os
+import tempfile
+import time
 from argparse import Namespace
 from functools import partial
 from itertools import chain, count, islice
@@ -149,6 +154,28 @@ def measure_matrix(args: Namespace):
     state.destroy_process_group()
 
 
+def measure_host(args: Namespace):
+    "Images that one core decodes, and products whose texts it tokenizes, per second of its time."
+    from clip_ft.data import image_paths
+    from clip_ft.dataset import PixelCache, ResizeSpec
+    from clip_ft.model import load_model
+    from clip_ft.settings import TrainConfig
+    from clip_ft.texts import TextSampler
+    _, products, _, image_dir = load_parts(args.root)
+    processor = load_model(args.model, 'cpu', verbose=False)[1]
+    few = products.head(args.steps)
+    rates = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, work in dict(
+            images=lambda: PixelCache.build(image_paths(few, image_dir), ResizeSpec.from_processor(processor), folder),
+            products=lambda: TextSampler(processor, few, TrainConfig().texts),
+        ).items():
+            begin = time.process_time()
+            work()
+            rates[f'{name}_per_core_second'] = len(few)/(time.process_time()-begin)
+    print_record(name='host', size=ResizeSpec.from_processor(processor).size, **rates)
+
+
 def measure_embedding(args: Namespace):
     "Time embed_images on the pixels of a process."
     from accelerate import PartialState
@@ -172,7 +199,7 @@ def measure_embedding(args: Namespace):
 
 
 STEPS = dict(prepare=prepare_model, training=measure_training, losses=measure_losses, matrix=measure_matrix,
-             embedding=measure_embedding)
+             host=measure_host, embedding=measure_embedding)
 
 
 def add_efficiency(records: list[dict], results: Any):
@@ -227,6 +254,7 @@ def main():
             if args.images:
                 measure('embedding')
             measure('losses', '--batch-size', 64, '--steps', 12)
+        results.measure(*places, '--how', 'host', '--steps', 1500)
         add_efficiency(records, results)
 
 
