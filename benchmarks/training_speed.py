@@ -15,10 +15,7 @@ seconds is the time of the call of train(), and pairs_per_second_from_start the 
 that time. pairs_per_second counts only the steps, without metrics and checkpoints, and leaves out the first epoch if
 there are several. seconds_to_first_step ends with the first optimizer step; it includes the metrics before training.
 stages lists the seconds spent beside the steps; TextSampler and to_device are part of Trainer. utilisation is as in
-training_peers.py, with the texts as wide as in the batches. On several GPUs, once --root and --model exist:
-
-    torchrun --nproc-per-node 2 benchmarks/training_speed.py CATALOGUE --how warm --batch-size 2048 \
-        --root FOLDER --model FOLDER
+training_peers.py, with the texts as wide as in the batches. several_gpus.py measures several GPUs.
 """
 import os
 from argparse import Namespace
@@ -113,14 +110,11 @@ def watching() -> Iterator[Watch]:
         yield watch
 
 
-def measure(args: Namespace) -> dict | None:
-    "Train, and return the record; None in all processes but the first."
-    from accelerate import PartialState
-
+def measure(args: Namespace) -> dict:
+    "Train, and return the record."
     from clip_ft.model import load_model
     from clip_ft.settings import TrainConfig
     from clip_ft.training import train
-    is_main = PartialState().is_main_process  # also assigns a device to each process
     paths, products, test_products, image_dir = load_parts(args.root)
     model, processor = load_model(args.model)
     batch_size = args.batch_size[0]
@@ -129,8 +123,6 @@ def measure(args: Namespace) -> dict | None:
     with watching() as watch:
         history = train(model, processor, products, test_products, image_dir, paths, config, fresh=True)
     seconds = now()-start
-    if not is_main:
-        return None
     pairs = int(history.step.max())*batch_size
     steady = watch.epochs[1:] or watch.epochs
     rate = pairs/len(watch.epochs)*len(steady)/sum(steady)
@@ -166,9 +158,7 @@ def main():
         print_record(name=args.how, workers=args.workers, **measure_plain(args))
         return
     if args.how:
-        found = measure(args)
-        if found:
-            print_record(name='clip_ft', cache=args.how, **found)
+        print_record(name='clip_ft', cache=args.how, **measure(args))
         return
     with prepared(args) as (results, root, places):
         cold = not any((root/'data'/'processed'/'pixels').glob('*.npy'))

@@ -293,7 +293,6 @@ def _one_sentence(error: InputError | OSError) -> str:
 def exit_at_once(code: int) -> NoReturn:
     "End one of several connected processes without PyTorch's clean-up, which waits for processes that may be gone."
     sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(code)
 
 # %% ../nbs/00_core.ipynb #5d0a91c5
@@ -317,8 +316,9 @@ def worker_pool(
 
 # %% ../nbs/00_core.ipynb #4969f961
 def _start_worker() -> None:
-    "Ignore Ctrl-C, and exit when the parent process ends."
+    "Ignore Ctrl-C, and exit when the parent process ends; the parent's handlers of signals are not for workers."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     exit_with_parent()
 
 

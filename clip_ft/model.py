@@ -69,6 +69,8 @@ def connected(
     if device.type == 'cuda' and place >= torch.cuda.device_count():
         raise InputError(f'There is no GPU for process {place} of this machine, which has {torch.cuda.device_count()}: '
                          'start at most one process per GPU.')
+    if device.index is not None and int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        raise InputError(f"Each process has a device of its own: give '{device.type}', not '{device}'.")
     state = PartialState(cpu=device.type == 'cpu', timeout=timedelta(hours=6))  # others wait while the first decodes
     yield state
     state.destroy_process_group()
