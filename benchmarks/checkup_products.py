@@ -133,6 +133,15 @@ def respelled(name, number):
     return [name.upper(), name.replace(' ', '-') + '.', singular][number % 3]
 
 
+def two_names(group, names):
+    "The two categories of the group `first and second`; names may contain `and` as well."
+    words = group.split(' and ')
+    for end in range(1, len(words)):
+        pair = {' and '.join(words[:end]), ' and '.join(words[end:])}
+        if pair <= names:
+            return frozenset(pair)
+
+
 def measure_categories(products, vectors, rng):
     "One dictionary per kind."
     names = products['category'].astype(object).reset_index(drop=True)
@@ -154,10 +163,11 @@ def measure_categories(products, vectors, rng):
     known = set(before['kind'] + before['group'])
     after = after[~(after['kind'] + after['group']).isin(known)].drop_duplicates(['kind', 'group'])
     groups = before.loc[before['kind'] == 'overlapping categories', 'group']
-    overlapping = {frozenset(group.split(' and ')) for group in groups}
+    every = {*names, *changed}
+    overlapping = {two_names(group, every) for group in groups}
     for kind, wanted in planted.items():
         part = after[after['kind'] == kind]
-        pairs = [frozenset(group.split(' and ')) if kind == 'overlapping categories' else frozenset({group, other})
+        pairs = [two_names(group, every) if kind == 'overlapping categories' else frozenset({group, other})
                  for group, other in zip(part['group'], part['suggestion'])]
         truth = {frozenset(pair) for part in planted.values() for pair in part.items()}
         origin = {new: name for part in planted.values() for new, name in part.items()}

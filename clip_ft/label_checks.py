@@ -64,6 +64,9 @@ def _is_supported(values: Values, row: int, old: int, code: int) -> bool:
     name, listed, suggested = values.names[row], values.labels[old], values.labels[code]
     if contains_words(name, listed) or contains_words(listed, suggested) or contains_words(suggested, listed):
         return False
+    head = listed.split()[-1]
+    if contains_words(name, head) and not contains_words(suggested, head):
+        return False
     count, total = values.votes(row, code)
     return contains_words(name, suggested) or count >= SUPPORT*max(1, total)
 

@@ -12,8 +12,8 @@ import pandas as pd
 from .cleaning import as_texts, normalize_text
 from .exact import nearest_rows
 from .findings import findings_table, join_findings
+from .image_quality import BRIGHTER, measures_and_thumbnails
 from .image_quality import THUMBNAIL as EDGE
-from .image_quality import measures_and_thumbnails
 from .roles import named_role
 from .views import product_keys
 from pathlib import Path
@@ -27,7 +27,7 @@ def _contrast(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Share of the pixels that differ from the border, and their mean difference in grey levels, float [N] each."
     size, contrast = np.zeros(len(thumbnails), np.float32), np.zeros(len(thumbnails), np.float32)
     for start in range(0, len(thumbnails), BLOCK):
-        pixels = thumbnails[start:start + BLOCK].astype(np.float32)
+        pixels = thumbnails[start:start + BLOCK, ..., :3].astype(np.float32)
         border = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], axis=1)
         differs = pixels - np.median(border, axis=1)[:, None, None]
         share = (np.abs(differs).max(axis=3) > 20).mean(axis=(1, 2))
@@ -37,7 +37,7 @@ def _contrast(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 _PLACE = np.linspace(-1, 1, EDGE, dtype=np.float32)
-_LIMITS = np.array([.4, 1, 1, 1, 1], dtype=np.float32)  # of gain - 1, and of the shifts in pixels
+_LIMITS = np.array([.4, 2, 1, 1, 1, 1], dtype=np.float32)  # of gain - 1, of clipping, and of the shifts in pixels
 
 def _smooth(pixels: np.ndarray) -> np.ndarray:
     for axis in (1, 2):
@@ -48,24 +48,24 @@ def _smooth(pixels: np.ndarray) -> np.ndarray:
 
 
 def _left_over(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    "Mean square difference after a fit of the brighter to the darker thumbnail of n pairs, float32 [n]."
+    "Mean square difference after a fit of the darker to the brighter thumbnail of n pairs, float32 [n]."
     first, second = first.astype(np.float32), second.astype(np.float32)
-    swapped = (first.mean(axis=(1, 2, 3)) < second.mean(axis=(1, 2, 3)))[:, None, None, None]
-    a, b = np.where(swapped, second, first), np.where(swapped, first, second)
-    overexposed = (_smooth((a >= 250).astype(np.float32)) > 0).reshape(len(a), 3*EDGE*EDGE, 1)  # real values unknown
-    a, b = _smooth(a), _smooth(b)
-    down, right = np.gradient((a + b)/2, axis=(1, 2))
-    moves = [a, down, right, down*_PLACE[:, None, None], right*_PLACE[:, None]]
-    basis = np.stack(moves, axis=-1).reshape(len(a), 3*EDGE*EDGE, 5)
-    a, b = (part.reshape(len(part), 3*EDGE*EDGE, 1) for part in (a, b))
-    seen = basis*np.where(overexposed, .05, 1).astype(np.float32)
-    fitted = np.linalg.solve(seen.mT @ basis + np.eye(5, dtype=np.float32), seen.mT @ (b - a))
-    left = a + basis @ np.clip(fitted, -_LIMITS[:, None], _LIMITS[:, None]) - b
-    return (np.where(overexposed, np.maximum(left, 0), left)**2).mean(axis=(1, 2))
+    swapped = (first.mean(axis=(1, 2, 3)) > second.mean(axis=(1, 2, 3)))[:, None, None, None]
+    dark, bright = np.where(swapped, second, first), np.where(swapped, first, second)[..., :3]
+    is_white = _smooth((bright >= 250).astype(np.float32)) > 0
+    dark, bright = _smooth(dark), _smooth(bright)
+    dark, clipped = dark[..., :3], dark[..., 3:] - BRIGHTER*dark[..., :3]
+    down, right = np.gradient((dark + bright)/2, axis=(1, 2))
+    moves = [dark, clipped, down, right, down*_PLACE[:, None, None], right*_PLACE[:, None]]
+    basis = np.stack(moves, axis=-1).reshape(len(dark), 3*EDGE*EDGE, len(moves))
+    missing = (bright - dark).reshape(len(dark), 3*EDGE*EDGE, 1)
+    fitted = np.linalg.solve(basis.mT @ basis + np.eye(len(moves), dtype=np.float32), basis.mT @ missing)
+    left = missing - basis @ np.clip(fitted, -_LIMITS[:, None], _LIMITS[:, None])
+    return (np.where(is_white.reshape(left.shape), np.maximum(left, 0), left)**2).mean(axis=(1, 2))
 
 # %% ../nbs/92_near_duplicates.ipynb #302dbc34
 def image_differences(
-    thumbnails: np.ndarray,  # uint8 [N, 24, 24, 3]
+    thumbnails: np.ndarray,  # uint8 [N, 24, 24, 6]
     first: np.ndarray,  # int [n], rows
     second: np.ndarray,  # int [n], rows to compare them with
 ) -> np.ndarray:  # float32 [n], in grey levels or percent of the contrast, whichever is more; inf if far apart
@@ -89,7 +89,7 @@ COARSE = 20  # grey levels by which copies differ at most at 6 x 6 pixels
 
 def _coarse(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     a, b = (part.reshape(len(part), 6, 4, 6, 4, 3).mean(axis=(2, 4), dtype=np.float32).reshape(len(part), -1)
-            for part in (first, second))
+            for part in (first[..., :3], second[..., :3]))
     gain = np.clip(np.vecdot(a, b)/np.maximum(np.vecdot(a, a), 1), .6, 1.4)
     return np.sqrt(((np.minimum(a*gain[:, None], 255) - b)**2).mean(axis=1))
 
@@ -99,7 +99,7 @@ LIMIT = 4  # difference below which two images are the same
 
 def _same_look(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Pairs of rows with similar 6 x 6 pixels, whatever their brightness and contrast."
-    small = thumbnails.reshape(len(thumbnails), 6, 4, 6, 4, 3).mean(axis=(2, 4), dtype=np.float32)
+    small = thumbnails[..., :3].reshape(len(thumbnails), 6, 4, 6, 4, 3).mean(axis=(2, 4), dtype=np.float32)
     small = small.reshape(len(thumbnails), 108)
     small -= small.mean(axis=1, keepdims=True)
     small /= np.maximum(np.linalg.norm(small, axis=1, keepdims=True), 1e-6)
@@ -128,13 +128,13 @@ def duplicate_pairs(
     vectors: np.ndarray,  # float32 [N, D], embeddings of the images, rows of length 1
     folder: str | Path,  # folder of the images
     workers: int | None = None,  # number of threads or processes, as for worker_pool
-    thumbnails: np.ndarray | None = None,  # uint8 [N, 24, 24, 3], black if unusable; None: made here
+    thumbnails: np.ndarray | None = None,  # uint8 [N, 24, 24, 6], black if unusable; None: made here
 ) -> pd.DataFrame:  # first and second (row numbers), cosine, difference, score
     "Pairs of products with the same image, the surest first."
     keys = pd.factorize(product_keys(products))[0]
     if thumbnails is None:
         thumbnails = measures_and_thumbnails(as_texts(products['image']), folder, workers, measures=())[1]
-    usable = np.asarray(thumbnails.reshape(len(thumbnails), 3*EDGE*EDGE).any(axis=1))
+    usable = np.asarray(thumbnails.any(axis=(1, 2, 3)))
     first, second = _candidates(vectors, thumbnails)
     others = (keys[first] != keys[second]) & usable[first] & usable[second]  # not two images of one product
     first, second = first[others], second[others]
@@ -211,7 +211,7 @@ def check_duplicates(
     folder: str | Path,  # folder of the images
     in_test: np.ndarray | None = None,  # bool [N], whether a product is in the test set
     workers: int | None = None,  # number of threads or processes, as for worker_pool
-    thumbnails: np.ndarray | None = None,  # uint8 [N, 24, 24, 3], black if unusable; None: made here
+    thumbnails: np.ndarray | None = None,  # uint8 [N, 24, 24, 6], black if unusable; None: made here
 ) -> pd.DataFrame:  # findings
     "Find products that are listed twice, images of several products, and copies across the split."
     return duplicate_findings(products, duplicate_pairs(products, vectors, folder, workers, thumbnails), in_test)
