@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY = passive
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab app test test-with-demo test-without-demo test-notebooks test-python lint docs-check notebooks clean-notebooks screenshot hooks clean
+.PHONY: help demo lab app web test test-with-demo test-without-demo test-notebooks test-python lint docs-check notebooks clean-notebooks screenshot hooks clean
 
 help: ## List the targets (also: plain make)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ lab: .venv/ready ## Open the search notebook in JupyterLab (LAB_FLAGS: its optio
 
 app: .venv/ready ## Serve the search page to visitors (ROOT: a project, by default the demo; APP_FLAGS: options of clip_ft_app)
 	$(BIN)/clip_ft_app --root $(ROOT) $(APP_FLAGS)
+
+web: $(NOTEBOOK_DEMO)/blue-jeans.png ## Write the search page of the demo as files that any web host can serve: runs/web
+	$(BIN)/clip_ft_export --root $(NOTEBOOK_DEMO) --web runs/web
 
 # Two halves side by side, with one thread each so that they do not compete for the same cores: the demo and the notebooks
 # from 35 on, most of which read it; the notebooks before them and tests/. Each step also runs after a failure of another one.

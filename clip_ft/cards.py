@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HIDDEN', 'MAX_UPLOAD', 'load_jpeg', 'Thumbnails', 'value_text', 'value_texts', 'column_label', 'stock_label',
-           'product_name', 'grid', 'details', 'Chip', 'chip_row', 'message', 'Pane']
+           'product_name', 'grid', 'product_facts', 'details', 'Chip', 'chip_row', 'message', 'Pane']
 
 # %% ../nbs/70_cards.ipynb #b4d4b1f9
 import anywidget
@@ -177,8 +177,11 @@ HIDDEN = ('rank', 'image', 'images', 'display name', 'description', 'full_text',
           'clip_score', 'match', 'match_score')  # no attributes
 
 
-def _facts(row: Mapping, facets: Facets | None) -> dict:
-    "The attributes of a product: text by label."
+def product_facts(
+    row: Mapping,  # product of the catalogue or of the results
+    facets: Facets | None,  # columns of the catalogue, which write prices and hide internal columns
+) -> dict:  # text by label
+    "The attributes of a product."
     score = _score(row)
     facts = {} if score is None else {phrase('score'): number(score, 2)}
     currency = value_text(row.get('currency')) or None
@@ -206,7 +209,7 @@ def details(
         problem=problem,
         views=views or {},
         name=product_name(row),
-        facts=_facts(row, facets),
+        facts=product_facts(row, facets),
         text=value_text(row.get('description')) or value_text(row.get('full_text')),
     )
 

@@ -104,10 +104,23 @@ def evaluate_main(argv: list[str] | None = None) -> None:
     evaluate_command(args)
 
 # %% ../nbs/99_commands.ipynb #79a00018
+def _export_web(args: Namespace) -> None:
+    "Write the search page as files."
+    for name in ('format', 'model', 'out', 'int8', 'license', 'push', 'public'):
+        if getattr(args, name) != export_parser().get_default(name):
+            raise InputError(f'--{name} does not apply to --web.')
+    check_project(Paths(args.root), 'split', 'model', 'embeddings')
+    from clip_ft.web_page import web_command
+    web_command(args)
+
+
 @console_script
 def export_main(argv: list[str] | None = None) -> None:
     "clip_ft_export: write the fine-tuned model for other programs."
     args = export_parser().parse_args(argv)
+    if args.web:
+        _export_web(args)
+        return
     source = Path(args.model or Paths(args.root).best_model)
     for option, given, needed in (('--int8', args.int8, args.format == 'onnx'), ('--public', args.public, args.push),
                                   ('--out', args.out, args.format != 'card')):

@@ -251,11 +251,11 @@ def export_parser() -> ArgumentParser:
     parser = command_parser('Write the fine-tuned model in another format, with a model card, and upload it.')
     add = parser.add_argument
     add('--format', choices=('onnx', 'open_clip', 'card'), default='onnx',
-        help='what to write; onnx: two towers for onnxruntime; open_clip: a checkpoint of open_clip; card: only the '
-        'model card')
+        help='what to write: two towers for onnxruntime, a checkpoint of open_clip, or only the model card')
     add('--model', metavar='FOLDER', help='folder of the model; by default checkpoints/best_model below --root')
     add('--out', metavar='FOLDER', help='folder to write; by default checkpoints/FORMAT below --root')
     add('--int8', action='store_true', help='also write the ONNX towers with 8-bit integers')
+    add('--web', metavar='FOLDER', help='instead, write the search page of the project as files for any web host')
     add('--license', metavar='NAME', help='licence to name in the card, such as apache-2.0')
     add('--push', metavar='NAME', help='also upload the folder to the Hugging Face hub, as OWNER/NAME or NAME')
     add('--public', action='store_true', help='make a new repository public, with --push')

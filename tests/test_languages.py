@@ -12,7 +12,8 @@ from clip_ft.languages import languages, phrase, set_language, texts_of
 
 PACKAGE = Path(__file__).resolve().parent.parent/'clip_ft'
 FOLDER = PACKAGE/'static'/'languages'
-TEMPLATES = ('chips.html', 'details.html', 'grid.html', 'message.html', 'parts.html', 'side_by_side.html', 'first.html')
+TEMPLATES = ('chips.html', 'details.html', 'grid.html', 'message.html', 'parts.html', 'side_by_side.html', 'first.html',
+             'web.html')
 MODULES = ('cards', 'filters', 'page', 'results', 'widget', 'project_page')
 NOT_SHOWN = (  # errors for the owner of a project and its log, names of attributes, and names in results
     'The model has changed', 'There is no column', 'There is no image folder', 'A job of the search page failed',
