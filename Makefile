@@ -70,7 +70,7 @@ docs-check: .venv/ready ## Check that the documentation builds and that README.m
 	$(BIN)/python .ci/check_docs.py
 
 notebooks: .venv/ready ## Run all notebooks, save the outputs that readers see, and write README.md
-	cd nbs && for notebook in [0-9]*.ipynb tutorials/*.ipynb index.ipynb; do \
+	cd nbs && for notebook in [0-9]*.ipynb tutorials/*.ipynb reference/*.ipynb index.ipynb; do \
 		../$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace $$notebook || exit 1; \
 	done
 	$(MAKE) clean-notebooks

@@ -4,10 +4,12 @@ README.md with the first page, and check that every page named in _quarto.yml ex
 import ast
 import re
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import nbformat
 import yaml
+from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 from nbdev.config import get_config
 from nbdev.quarto import refresh_quarto_yml
@@ -118,6 +120,20 @@ def sidebar_problems():
             yield f"{page.name} is missing from the sidebar in _quarto.yml"
 
 
+def tables(nb):
+    "The generated tables of a page."
+    outputs = [output for cell in nb.cells if cell.cell_type == "code" for output in cell.outputs]
+    return [output.data["text/markdown"] for output in outputs if "text/markdown" in output.get("data", {})]
+
+
+def reference_problems():
+    for path in sorted((ROOT / "nbs" / "reference").glob("*.ipynb")):
+        saved = nbformat.read(path, as_version=4)
+        fresh = NotebookClient(deepcopy(saved), resources={"metadata": {"path": path.parent}}).execute()
+        if not tables(saved) or tables(saved) != tables(fresh):
+            yield f"The tables of reference/{path.name} are not those of the code: run `make notebooks`"
+
+
 def problems(writing):
     "All problems of the documentation, one line each."
     for page in pages():
@@ -130,6 +146,7 @@ def problems(writing):
     proc_nbs(force=True, n_workers=2)
     yield from readme_problems(writing)
     yield from sidebar_problems()
+    yield from reference_problems()
 
 
 def main(writing):
