@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY = passive
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab app web test test-with-demo test-without-demo test-notebooks test-python lint docs-check notebooks clean-notebooks screenshot hooks clean
+.PHONY: help demo demo-commands docs lab app web test test-with-demo test-without-demo test-notebooks test-python lint docs-check notebooks clean-notebooks screenshot hooks clean
 
 help: ## List the targets (also: plain make)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,10 +20,13 @@ help: ## List the targets (also: plain make)
 .venv/ready: settings.ini setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "clip_ft needs Python 3.11 or later; set it with make PYTHON=...")'
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: .venv/ready ## Draw a catalogue, train a tiny model on it, evaluate it, embed the catalogue and search it
+	@$(MAKE) --no-print-directory demo-commands DEMO=$(DEMO)
+
+demo-commands:
 	$(BIN)/clip_ft_get_data --root $(DEMO) --source demo
 	$(BIN)/clip_ft_preprocess --root $(DEMO)
 	$(BIN)/clip_ft_train --root $(DEMO) --model tiny --demo
@@ -68,6 +71,11 @@ lint: .venv/ready ## Check style with ruff and types with mypy
 
 docs-check: .venv/ready ## Check that the documentation builds and that README.md is up to date
 	$(BIN)/python .ci/check_docs.py
+
+# nbdev_docs rewrites a README.md that is older than nbs/index.ipynb.
+docs: .venv/ready ## Render the documentation to _docs; needs Quarto, and fails if it warns
+	touch README.md
+	log=$$(mktemp) && { PATH="$$PWD/$(BIN):$$PATH" nbdev_docs 2>&1 | tee "$$log"; } && test -s _docs/index.html && ! grep WARN "$$log"
 
 notebooks: .venv/ready ## Run all notebooks, save the outputs that readers see, and write README.md
 	cd nbs && for notebook in [0-9]*.ipynb tutorials/*.ipynb reference/*.ipynb index.ipynb; do \

@@ -51,6 +51,15 @@ def invalid_options(nb):
             yield cell.id
 
 
+def figures_without_text(nb):
+    "Ids of cells that show a figure without saying what it shows: those who cannot see it need a fig-alt."
+    for cell in nb.cells:
+        kinds = [kind for output in cell.get("outputs", []) for kind in output.get("data", {})]
+        is_described = "#| fig-alt: " in cell.source or "#| hide" in cell.source
+        if any(kind.startswith("image/") for kind in kinds) and not is_described:
+            yield cell.id
+
+
 def site_link(match):
     "A link from the first page to another notebook, as a link to the published site."
     config, path = get_config(), Path(match[1])
@@ -140,6 +149,8 @@ def problems(writing):
         nb = nbformat.read(page, as_version=4)
         for cell in mixed_cells(nb):
             yield f"{page.name}: cell {cell} mixes imports with other code"
+        for cell in figures_without_text(nb):
+            yield f"{page.name}: cell {cell} shows a figure and has no fig-alt"
         for cell in invalid_options(nb):
             yield f"{page.name}: the options of cell {cell} are not YAML: a text with a colon needs quotation marks"
     refresh_quarto_yml()
