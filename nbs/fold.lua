@@ -24,7 +24,7 @@ end
 function CodeBlock(block)
   if not block.classes:includes("cell-code") or block.attributes["code-fold"] then return nil end
   local share, lines = share_of_tests(block.text)
-  if lines >= 3 and share >= .6 then
+  if lines >= 3 and share >= .5 then
     block.attributes["code-fold"] = "true"
     block.attributes["code-summary"] = "Tests"
     return block
