@@ -281,7 +281,7 @@ def test_filters(site):
     site.wait_for(f'.cf-chip:has-text("Category: {value}")')
     assert site.page.locator('.cf-card .cf-soft').all_inner_texts() == [value]*min(24, count)
     site.screenshot('filtered')
-    site.page.wait_for_timeout(1500)                          # until the slider has answered with its new ends
+    site.page.wait_for_timeout(4000)                          # until the slider has answered with its new ends
     site.chip('Category').click()                             # a click on the chip removes the filter
     site.wait_for('.cf-chip:has-text("Category")', state='detached')
 
