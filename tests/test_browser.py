@@ -83,7 +83,7 @@ class Site:
         return self.page.wait_for_selector(selector, **options)
 
     def wait_for_answer(self, text):
-        self.wait_for(f'.cf-grid[data-query="{text}"]', timeout=15000)
+        self.wait_for(f'.cf-grid[data-query="{text}"]', timeout=60000)
 
     def ask(self, text):
         self.box.fill(text)
