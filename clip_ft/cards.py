@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HIDDEN', 'MAX_UPLOAD', 'load_jpeg', 'Thumbnails', 'value_text', 'value_texts', 'column_label', 'stock_label',
-           'product_name', 'grid', 'product_facts', 'details', 'Chip', 'chip_row', 'message', 'Pane']
+           'product_name', 'grid', 'product_text', 'product_facts', 'details', 'Chip', 'chip_row', 'message', 'Pane']
 
 # %% ../nbs/70_cards.ipynb #b4d4b1f9
 import anywidget
@@ -177,6 +177,13 @@ HIDDEN = ('rank', 'image', 'images', 'display name', 'description', 'full_text',
           'clip_score', 'match', 'match_score')  # no attributes
 
 
+def product_text(
+    row: Mapping,  # product of the catalogue or of the results
+) -> str:  # empty if there is none
+    "The text of a product in its details."
+    return value_text(row.get('description')) or value_text(row.get('full_text'))
+
+
 def product_facts(
     row: Mapping,  # product of the catalogue or of the results
     facets: Facets | None,  # columns of the catalogue, which write prices and hide internal columns
@@ -210,7 +217,7 @@ def details(
         views=views or {},
         name=product_name(row),
         facts=product_facts(row, facets),
-        text=value_text(row.get('description')) or value_text(row.get('full_text')),
+        text=product_text(row),
     )
 
 # %% ../nbs/70_cards.ipynb #7c0a0011

@@ -50,7 +50,7 @@ class CheckupData:
         device: str | None = None,  # device of the model; None: the fastest available
     ) -> None:
         self.paths, self.device = paths, device
-        self.kinds: Collection[str] = LIMITS  # kinds of findings for which images are measured
+        self.measures = needed_measures(LIMITS)  # names of the measures of images to compute
         self.model_name = model or paths.best_model
         test = load_split(paths)[1]
         data = load_embeddings(paths.embeddings)
@@ -61,10 +61,19 @@ class CheckupData:
         self.in_test = product_keys(self.images).isin(set(test['image'])).to_numpy()  # bool [M]
         self.image_dir = image_folder(catalogue_folder(paths), self.products)
 
+    def choose_measures(self,
+        kinds: Collection[str],  # kinds of findings
+    ) -> None:
+        "Let `measured` compute what these kinds need; what it has computed is kept if nothing is missing."
+        needed = needed_measures(kinds)
+        if 'measured' not in vars(self) or not needed <= self.measures:
+            vars(self).pop('measured', None)
+            self.measures = needed
+
     @cached_property
     def measured(self) -> tuple[pd.DataFrame, np.ndarray]:
-        "Measures of the images that their kinds of findings need, and thumbnails, from one decoding."
-        return measures_and_thumbnails(self.images['image'], self.image_dir, measures=needed_measures(self.kinds))
+        "Measures and thumbnails of the images, from one decoding."
+        return measures_and_thumbnails(self.images['image'], self.image_dir, measures=self.measures)
 
     @cached_property
     def model(self) -> tuple[Any, Any]:
@@ -146,8 +155,7 @@ def run_checks(
 ) -> tuple[pd.DataFrame, list[str]]:  # findings, and warnings of one sentence
     "Run checks. One that fails does not stop the others; Ctrl-C keeps the findings of those that are done."
     chosen = _chosen(kinds, checks)
-    data.kinds = kinds or LIMITS
-    vars(data).pop('measured', None)  # of other kinds
+    data.choose_measures(kinds or LIMITS)
     tables, notes, names = [], [], list(chosen)
     with tqdm(total=len(chosen), unit='check', disable=not progress) as bar:
         for position, (name, check) in enumerate(chosen.items()):

@@ -11,14 +11,13 @@ import gzip
 import json
 import numpy as np
 import pandas as pd
-import re
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from PIL import Image
 from safetensors.numpy import save
 from typing import Any
-from .cards import column_label, product_facts, product_name, stock_label, value_text
+from .cards import column_label, product_facts, product_name, product_text, stock_label, value_text
 from .core import InputError, Paths, printable
 from .exact import ExactIndex
 from .export_command import check_output
@@ -30,7 +29,7 @@ from .match_fit import WORDS
 from .model import NOTES_FILE
 from .page import example_queries, sort_orders
 from .processes import stage_lock
-from .rendering import render_template, static_file
+from .rendering import render_template, shop_title, static_file
 from .roles import STOCK
 from .search import Searcher
 from .words import WordIndex
@@ -216,8 +215,7 @@ def _write_details(folder: Path, facets: Facets) -> None:
     "Write the details of the products."
     folder.mkdir()
     rows = facets.products.to_dict('records')
-    details = [[list(product_facts(row, facets).items()),
-                value_text(row.get('description')) or value_text(row.get('full_text'))] for row in rows]
+    details = [[list(product_facts(row, facets).items()), product_text(row)] for row in rows]
     for start in range(0, len(rows), BLOCK):
         _write_json(folder/f'{start//BLOCK}.json.gz', details[start:start + BLOCK])
 
@@ -302,6 +300,5 @@ def web_command(
     folder, root = Path(args.web), Path(args.root).resolve()
     check_output(folder)
     with stage_lock('export', folder.parent):
-        title = re.sub(r'[-_]+', ' ', root.name).capitalize() or 'Search'
-        size = write_web(folder, Searcher.load(Paths(root), 'cpu'), title)
+        size = write_web(folder, Searcher.load(Paths(root), 'cpu'), shop_title(root))
     print(printable(f'Page: {folder}, {size/1e6:.1f} MB. To look at it: python -m http.server --directory {folder}'))
