@@ -79,7 +79,7 @@ function show(status, body) {
 
 const imageTag = (row, alt) => (catalogue.missing.includes(row)
   ? html`<span class="cf-broken" role="img" aria-label="${phrase('card.broken.name', { name: alt })}">${phrase('card.broken')}</span>`
-  : html`<img src="images/${Math.floor(row / 1000)}/${row}.webp" alt="${alt}" loading="lazy">`);
+  : html`<img src="images/${Math.floor(row / catalogue.folder)}/${row}.webp" alt="${alt}" loading="lazy">`);
 const chip = ({ label, action, value = '', row = null, removable = false }) => html`
   <button type="button" class="cf-chip" data-action="${action}" data-value="${value}"
     ${removable ? html`aria-label="${phrase('chip.remove', { label })}"` : ''}>${row === null ? '' : imageTag(row, '')}

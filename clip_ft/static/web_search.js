@@ -2,7 +2,6 @@
 
 import { linear, speedUp, valueAt } from './tower.js';
 
-const WITHOUT = .3; // weight of the text that describes what to exclude
 const SAMPLE = 2048; // products from which the spread of cosines is estimated
 
 
@@ -120,7 +119,7 @@ export class Catalogue {
   }
 
   combine(wanted, unwanted) { // a vector of length 1 that is like one vector and unlike another
-    const parts = [[wanted, 1], [unwanted, -WITHOUT]].map(([vector, weight]) => [vector, weight / this.spread(this.cosines(vector))]);
+    const parts = [[wanted, 1], [unwanted, -this.withoutWeight]].map(([vector, weight]) => [vector, weight / this.spread(this.cosines(vector))]);
     const sum = wanted.map((_, i) => parts.reduce((total, [vector, weight]) => total + weight * vector[i], 0));
     const length = Math.max(Math.hypot(...sum), 1e-9);
     return sum.map(value => value / length);
