@@ -1,13 +1,11 @@
 """The search page without a server: size, first and later answers, memory of the browser.
 
-    python benchmarks/web_page.py runs/notebooks    # a project as it is
-    python benchmarks/web_page.py my_shop --vit     # its products, with a text tower of the size of ViT-B/32
+    python benchmarks/web_page.py runs/notebooks --shop my_shop --save
 
-With --vit, the weights are random and the embeddings are random directions, which changes neither sizes nor times.
-A local server sends the files; the browser starts without a cache. Writes benchmarks/results/web_page.json.
+The first project is measured as it is. Of --shop, the products are used with a text tower of the size of ViT-B/32. Its
+weights, its embeddings and the weights of the match scale are random, which changes neither sizes nor times.
+A local server sends the files; the browser starts without a cache.
 """
-import argparse
-import json
 import threading
 import time
 from functools import partial
@@ -18,6 +16,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import psutil
 import torch
+from common import Results, benchmark_parser, usable_cores
 from playwright.sync_api import sync_playwright
 from transformers import CLIPConfig, CLIPModel
 
@@ -25,11 +24,12 @@ from clip_ft.checkpoints import weights_hash
 from clip_ft.core import Paths
 from clip_ft.data import catalogue_folder, image_folder
 from clip_ft.embeddings_file import load_embeddings
+from clip_ft.match_fit import MatchScale
+from clip_ft.match_scale import Scale, product_words, rows_by_word, word_columns
 from clip_ft.model import load_model
 from clip_ft.search import Searcher
 from clip_ft.web_page import write_web
 
-RESULTS = Path(__file__).parent/'results'/'web_page.json'
 LATER = '''async queries => {
   const web = await import('./web.js');
   const { tower, catalogue } = await web.ready;
@@ -38,7 +38,7 @@ LATER = '''async queries => {
     const start = performance.now();
     const vector = tower.embed(text);
     const middle = performance.now();
-    catalogue.nearest(vector, { count: 24, text });
+    catalogue.search({ wanted: vector, text, words: true, count: 24, where: {} });
     times.tower.push(middle - start);
     times.ranking.push(performance.now() - middle);
   }
@@ -70,9 +70,18 @@ def vit_searcher(paths):
     data = load_embeddings(paths.embeddings)
     vectors = np.random.default_rng(0).normal(size=(len(data['image_names']), 512)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    data = {name: value for name, value in data.items() if name != 'match_scale'}
-    data |= dict(embeddings=vectors, weights_hash=weights_hash(model))
+    data |= dict(embeddings=vectors, weights_hash=weights_hash(model), match_scale=random_scale(data['dataframe']))
     return Searcher(model, processor, data, image_folder(catalogue_folder(paths), data['dataframe']))
+
+
+def random_scale(products):
+    "A match scale with the words of products, and random weights."
+    columns, kinds = word_columns(products), sorted(set(products['category']))
+    words = rows_by_word(product_words(products, [*columns, 'description']))
+    vectors = np.random.default_rng(1).normal(size=(len(kinds), 512)).astype(np.float32)
+    text, image = (Scale(np.zeros(count), np.ones(count), 0., np.array([-1., 0, 1])) for count in (7, 3))
+    described = {word: len(rows) for word, rows in words.items()}
+    return MatchScale({}, len(products), columns, described, kinds, vectors, text, text, image)
 
 
 def size(path):
@@ -108,26 +117,30 @@ def measure(folder, queries):
                    for name, each in times.items()})
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('root')
-    parser.add_argument('--vit', action='store_true')
-    parser.add_argument('--label', default='demo')
-    args = parser.parse_args()
-    paths = Paths(args.root)
-    searcher = vit_searcher(paths) if args.vit else Searcher.load(paths, 'cpu')
-    queries = searcher.dataframe['display name'].sample(60, random_state=0).str.lower().str.replace('"', '').tolist()
+def record(searcher):
+    "The size of the page of a catalogue, and its times in a browser."
+    names = searcher.dataframe['display name'].sample(60, random_state=0)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)/'page'
         start = time.perf_counter()
         total = write_web(folder, searcher)
-        record = dict(products=len(searcher), export_s=time.perf_counter() - start, total_mb=total/1e6,
-                      load_average=psutil.getloadavg()[0])
-        record['files_mb'] = {path.name: size(path)/1e6 for path in folder.iterdir()}
-        record |= measure(folder, queries)
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    RESULTS.write_text(json.dumps(known | {args.label: record}, indent=1) + '\n')
-    print(json.dumps(record, indent=1))
+        export = time.perf_counter() - start
+        load = psutil.getloadavg()[0]
+        times = measure(folder, names.str.lower().str.replace('"', '').tolist())
+        files = {path.name: size(path)/1e6 for path in folder.iterdir()}
+    return dict(products=len(searcher), total_mb=total/1e6, files_mb=files, export_s=export, load=load,
+                cores=usable_cores(), **times)
+
+
+def main():
+    parser = benchmark_parser(__doc__)
+    parser.add_argument('root', type=Path)
+    parser.add_argument('--shop', type=Path, help='project with more products')
+    args = parser.parse_args()
+    with Results(args, 'playwright') as results:
+        results.add(step='as it is', **record(Searcher.load(Paths(args.root), 'cpu')))
+        if args.shop:
+            results.add(step='ViT-B/32', **record(vit_searcher(Paths(args.shop))))
 
 
 if __name__ == '__main__':

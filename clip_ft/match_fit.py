@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'SHOWN', 'HIDDEN_WEIGHT', 'FEW', 'PHOTOS', 'MOST', 'families', 'Examples', 'fit_text_scales',
-           'fit_image_scale', 'MatchScale', 'fit_match_scale', 'save_scale', 'load_scale']
+           'fit_image_scale', 'MatchScale', 'fit_match_scale', 'plain_scale', 'save_scale', 'load_scale']
 
 # %% ../nbs/27_match_fit.ipynb #38ceb504
 import json
@@ -323,6 +323,15 @@ def _scores_of(match_words: Callable[[str], np.ndarray], rows: np.ndarray, text:
 MOST = 20_000  # products that the scales are fitted on
 
 # %% ../nbs/27_match_fit.ipynb #8fb0519f
+def plain_scale(
+    scale: Scale | None,  # of a kind of queries
+) -> dict | None:  # lists and numbers
+    "A scale as plain values."
+    if scale is None:
+        return None
+    return dict(mean=scale.mean.tolist(), weights=scale.weights.tolist(), bias=scale.bias, knots=scale.knots.tolist())
+
+
 def save_scale(
     path: str | Path,  # file to write
     scale: MatchScale,  # from fit_match_scale
@@ -331,9 +340,7 @@ def save_scale(
     about = dict(format='clip_ft match 3', about=scale.about, size=scale.size, columns=scale.columns,
                  described=scale.described, kinds=scale.kinds)
     for name in ('short', 'long', 'image'):
-        part = getattr(scale, name)
-        about[name] = part and dict(mean=part.mean.tolist(), weights=part.weights.tolist(), bias=part.bias,
-                                    knots=part.knots.tolist())
+        about[name] = plain_scale(getattr(scale, name))
     with atomic_write(path) as temporary, open(temporary, 'wb') as file:
         np.savez(file, kind_vectors=scale.kind_vectors, about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8))
 

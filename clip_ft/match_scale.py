@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SILENT', 'LONG', 'TOP', 'TEXT_FEATURES', 'IMAGE_FEATURES', 'NEIGHBOURS', 'LONG_QUERY', 'FLOOR', 'GOOD', 'ANSWERABLE',
-           'UNANSWERABLE', 'NO_MATCH', 'query_words', 'word_columns', 'product_words', 'rows_by_word', 'invented_words',
-           'column_values', 'named_value', 'named_values', 'Rows', 'agreement', 'named_shares', 'text_features',
-           'image_features', 'densities', 'Scale', 'logistic_regression', 'Example', 'fit_scale', 'with_match',
-           'match_note']
+           'UNANSWERABLE', 'NO_MATCH', 'plain_words', 'query_words', 'word_columns', 'product_words', 'rows_by_word',
+           'invented_words', 'column_values', 'named_value', 'named_values', 'Rows', 'agreement', 'named_shares',
+           'text_features', 'image_features', 'densities', 'Scale', 'logistic_regression', 'Example', 'fit_scale',
+           'with_match', 'match_note']
 
 # %% ../nbs/18_match_scale.ipynb #3c03f953
 import numpy as np
@@ -38,12 +38,18 @@ def _stem(word: str) -> str:
     return _LOCAL.stemmer.stemWord(word)
 
 
+def plain_words(
+    text: str,  # a query, or a text of a product
+) -> list[str]:  # in lower case, in the order of the text
+    "The words of a text that say something about a product, as they are written."
+    return [word for word in _WORD.findall(_JOINED.sub('', text.casefold())) if word not in SILENT]
+
+
 def query_words(
     text: str,  # a query, or a text of a product
-) -> list[str]:  # stems in lower case, each once, in the order of the text
-    "The words of a text that say something about a product."
-    found = _WORD.findall(_JOINED.sub('', text.casefold()))
-    return list(dict.fromkeys(_stem(word) for word in found if word not in SILENT))
+) -> list[str]:  # stems, each once, in the order of the text
+    "The words of a text that say something about a product, without their endings."
+    return list(dict.fromkeys(map(_stem, plain_words(text))))
 
 # %% ../nbs/18_match_scale.ipynb #7808dc01
 LONG = 60  # mean number of characters from which the cells of a column are descriptions

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LARGEST', 'PIECES', 'BLOCK', 'FOLDER', 'ENDINGS', 'EDGE', 'SCRIPTS', 'SMALL', 'STYLES', 'integer_rows',
-           'save_text_tower', 'catalogue_data', 'word_data', 'write_web', 'web_command']
+           'save_text_tower', 'catalogue_data', 'word_data', 'match_data', 'write_web', 'web_command']
 
 # %% ../nbs/79_web_page.ipynb #79a00004
 import gzip
@@ -12,12 +12,14 @@ import json
 import numpy as np
 import pandas as pd
 from argparse import Namespace
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from PIL import Image
 from safetensors.numpy import save
 from typing import Any
 from .cards import column_label, product_facts, product_name, product_text, stock_label, value_text
+from .cleaning import as_texts
 from .core import InputError, Paths, printable
 from .exact import ExactIndex
 from .export_command import check_output
@@ -25,7 +27,10 @@ from .facets import Facets
 from .formats import replaced_folder
 from .images import image_problem, open_image
 from .languages import language, texts_of
-from .match_fit import WORDS
+from .match_fit import SHOWN, WORDS, MatchScale, plain_scale
+from clip_ft.match_scale import (
+    FLOOR, GOOD, LONG_QUERY, NEIGHBOURS, SILENT, TOP, plain_words, product_words, query_words, rows_by_word,
+)
 from .model import NOTES_FILE
 from .page import example_queries, sort_orders
 from .processes import stage_lock
@@ -164,6 +169,7 @@ def catalogue_data(
     facets: Facets,  # columns of its products
     missing: list[int],  # numbers of the images that cannot be opened
     words: dict,  # from word_data
+    has_scale: bool = False,  # whether there is a file with the match scale
 ) -> dict:  # plain values
     "What the page knows about the catalogue before a product is opened."
     found = []
@@ -173,33 +179,84 @@ def catalogue_data(
     owners = None if index.owners is None else index.owners.tolist()
     return dict(language=language(), phrases=texts_of(language()), examples=example_queries(facets), block=BLOCK,
                 folder=FOLDER, products=_card_columns(facets, facets.products.to_dict('records')), facets=found,
-                owners=owners, imageCount=len(index.table), missing=missing, words=words, withoutWeight=WITHOUT)
+                owners=owners, imageCount=len(index.table), missing=missing, words=words, withoutWeight=WITHOUT,
+                hasScale=has_scale)
 
 # %% ../nbs/79_web_page.ipynb #79a00019c
-ENDINGS = ('s', 'es', "'s", 'ed', 'ing', 'n', 'en', 'e', 'er')  # of words that may be in a query but not in a text
+ENDINGS = ('s', 'es', "'s", 'd', 'ed', 'ing', 'n', 'en', 'e', 'er', 'ly')  # that a query may have and a text has not
+
+
+def _forms(known: set[str]) -> list[str]:
+    "Words, and those that differ from them in a usual ending."
+    forms = known | {word + end for word in known for end in ENDINGS}
+    forms |= {word + word[-1] + end for word in known for end in ('ed', 'ing', 'er')}
+    forms |= {word[:-len(end)] for word in known for end in ENDINGS if word.endswith(end) and len(word) > len(end) + 2}
+    for end, others in dict(y=['ies', 'i'], e=['ing'], i=['y']).items():
+        forms |= {word[:-1] + other for word in known if word.endswith(end) for other in others}
+    return sorted(forms)
 
 
 def _stems(words: WordIndex) -> dict[str, str]:
     "The terms of words that are not their own term, if products have these terms."
     known = {word for word in {*words.counts, *words.described} if word.isalpha()}
-    forms = known | {word + end for word in known for end in ENDINGS}
-    forms |= {word[:-len(end)] for word in known for end in ENDINGS if word.endswith(end) and len(word) > len(end) + 2}
-    forms |= {word[:-1] + 'ies' for word in known if word.endswith('y')}
-    terms = ((word, words.terms(word)[0]) for word in sorted(forms) if word.isalpha())
+    forms = _forms(known | {words.terms(word)[0] for word in known})
+    terms = ((word, words.terms(word)[0]) for word in forms if word.isalpha())
     return {word: term for word, term in terms if term != word and term in words.numbers}
 
 
 def word_data(
     words: WordIndex,  # of the catalogue
-) -> tuple[dict, dict[str, np.ndarray]]:  # terms, stems, stopwords and weight; products and scores of each term
-    "What the page needs to score the words of a query."
-    about = dict(terms=list(words.numbers), stems=_stems(words), stopwords=sorted(words.terms.stopwords), weight=WORDS)
+) -> tuple[dict, dict[str, np.ndarray]]:  # terms, stems, words and weight; products and scores of each term
+    "What the page needs to score the words of a query, and to suggest others."
+    about = dict(terms=list(words.numbers), stems=_stems(words), stopwords=sorted(words.terms.stopwords), weight=WORDS,
+                 counts=words.counts, described=sorted(words.described))
     if not words.numbers:
         return about, dict(starts=np.zeros(1, np.int32), owned=np.zeros(0, np.int32), bm25=np.zeros(0, np.float32))
     scores = words.bm25.scores
     arrays = dict(starts=scores['indptr'].astype(np.int32), owned=scores['indices'].astype(np.int32),
                   bm25=scores['data'].astype(np.float32))
     return about, arrays
+
+# %% ../nbs/79_web_page.ipynb #9d1ae25f
+def _postings(words: list[frozenset[str]], terms: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+    "Where the products of each term begin, int32 [T + 1], and their numbers as differences, int32."
+    rows = rows_by_word(words)
+    found = [np.diff(rows.get(term, np.zeros(0, int)), prepend=0) for term in terms]
+    return np.cumsum([0, *map(len, found)], dtype=np.int32), np.concatenate([*found, []]).astype(np.int32)
+
+
+def _match_stems(scale: MatchScale, products: pd.DataFrame, known: dict[str, str]) -> dict[str, str]:
+    "The stems of words for which those of the word index are missing or differ."
+    columns = [products[name] for name in (*scale.columns, 'description') if name in products]
+    words = {word for column in columns for text in as_texts(column).unique() for word in plain_words(text)}
+    forms = _forms(words | {stem for word in words for stem in query_words(word)})
+    stems = {word: query_words(word)[0] for word in forms if (word.isalpha() or word in words) and plain_words(word)}
+    return {word: stem for word, stem in stems.items()
+            if stem != known.get(word, word) and not scale.described.keys().isdisjoint((stem, known.get(word, word)))}
+
+
+def match_data(
+    scale: MatchScale,  # of the catalogue
+    products: pd.DataFrame,  # its products
+    stems: dict[str, str],  # of the word index
+) -> bytes:  # in the format of safetensors
+    "What the page needs to judge results."
+    terms = list(scale.described)
+    text_starts, texts = _postings(product_words(products, [*scale.columns, 'description']), terms)
+    word_starts, words = _postings(product_words(products, scale.columns), terms)
+    kinds = pd.Index(scale.kinds, dtype=object).get_indexer(as_texts(products['category']).str.strip())
+    arrays = dict(textStarts=text_starts, texts=texts, wordStarts=word_starts, words=words,
+                  kinds=kinds.astype(np.int32), kindVectors=scale.kind_vectors.astype(np.float32))
+    about = dict(terms=terms, stems=_match_stems(scale, products, stems), silent=sorted(SILENT),
+                 kindWords=scale.kind_words, floor=FLOOR, good=GOOD, longQuery=LONG_QUERY, top=TOP, shown=SHOWN,
+                 neighbours=NEIGHBOURS)
+    about |= {name: plain_scale(getattr(scale, name)) for name in ('short', 'long', 'image')}
+    return save(arrays, dict(config=json.dumps(about)))
+
+
+def _write_match(path: Path, *about: Any) -> None:
+    "Write what the page needs to judge results."
+    path.write_bytes(gzip.compress(match_data(*about), mtime=0))
 
 # %% ../nbs/79_web_page.ipynb #79a00021
 EDGE = 192  # of the images, in pixels
@@ -246,7 +303,8 @@ def _write_images(folder: Path, index: ExactIndex, image_dir: str | Path | None,
     return [row for row, written in enumerate(done) if not written]
 
 # %% ../nbs/79_web_page.ipynb #79a00023
-SCRIPTS = ('web_start.js', 'web.js', 'web_search.js', 'web_filters.js', 'tower.js', 'web_kernel.js', 'pane.js')
+SCRIPTS = ('web_start.js', 'web.js', 'web_search.js', 'web_match.js', 'web_filters.js', 'tower.js',
+            'web_kernel.js', 'pane.js')
 SMALL = 10_000_000  # bytes of weights and embeddings up to which they have 16 bits
 STYLES = ('served.css', 'page.css', 'web.css')
 
@@ -286,13 +344,16 @@ def write_web(
         words, arrays = word_data(index.words)
         (new/'embeddings.safetensors').write_bytes(save(arrays | dict(vectors=vectors, scales=scales)))
         missing = _write_images(new/'images', index, searcher.image_dir, edge)
-        _write_json(new/'catalogue.json.gz', catalogue_data(index, facets, missing, words))
+        has_scale = searcher.match_scale is not None
+        _write_json(new/'catalogue.json.gz', catalogue_data(index, facets, missing, words, has_scale))
+        if has_scale:
+            _write_match(new/'match.safetensors.gz', searcher.match_scale, facets.products, words['stems'])
         _write_details(new/'about', facets)
         _write_page(new, facets, title)
         (new/NOTES_FILE).write_text(json.dumps(dict(format='web'), indent=1))
         return sum(file.stat().st_size for file in new.rglob('*') if file.is_file())
 
-
+# %% ../nbs/79_web_page.ipynb #a871a446
 def web_command(
     args: Namespace,  # from export_parser
 ) -> None:

@@ -15,7 +15,11 @@ from test_families import FAMILIES
 
 from clip_ft.commands import export_main
 from clip_ft.core import InputError, Paths
+from clip_ft.embedding import learn_matches
+from clip_ft.embeddings_file import load_embeddings
 from clip_ft.encode import embed_texts
+from clip_ft.match_scale import invented_words, match_note
+from clip_ft.model import load_model
 from clip_ft.search import Searcher
 from clip_ft.texts import Tokens
 from clip_ft.web_page import save_text_tower, write_web
@@ -28,6 +32,17 @@ IN_BROWSER = '''async ([texts, queries]) => {
   const find = text => web.find({ ...query, text }).map(found => found.row);
   return { tokens: texts.map(text => tower.tokenizer.tokens(text)), found: queries.map(find),
     vectors: queries.slice(0, 20).map(text => Array.from(tower.embed(text))) };
+}'''
+
+JUDGED = '''async cases => {
+  const web = await import('./web.js');
+  const { catalogue } = await web.ready;
+  const query = { text: '', without: '', like: '', count: 24, where: {}, words: '1' };
+  return cases.map(each => {
+    const found = web.find({ ...query, ...each });
+    const better = catalogue.suggest(each.text ?? '');
+    return { scores: found.map(({ match }) => match), fails: catalogue.scale.fails(found), better };
+  });
 }'''
 
 
@@ -50,9 +65,11 @@ def served(folder):
 
 @pytest.fixture(scope='module')
 def written(hostile_shop, tmp_path_factory):  # noqa: F811
-    folder = tmp_path_factory.mktemp('web')/'page'
+    folder, paths = tmp_path_factory.mktemp('web')/'page', Paths(hostile_shop.root)
+    model, processor = load_model(paths.best_model, 'cpu', verbose=False)
+    learn_matches(model, processor, paths.embeddings, load_embeddings(paths.embeddings)['image_names'])
     export_main(['--root', str(hostile_shop.root), '--web', str(folder)])
-    return folder, Searcher.load(Paths(hostile_shop.root), 'cpu')
+    return folder, Searcher.load(paths, 'cpu')
 
 
 @pytest.fixture(scope='module')
@@ -112,6 +129,51 @@ def test_same_tokens_vectors_and_products_as_in_python(browser, page, written): 
     same = [set(images.iloc[rows]) == set(searcher.search(query, 10)['image'])
             for query, rows in zip(queries, found['found'])]
     assert np.mean(same) >= .95
+
+
+def misspelled(text, rng):
+    "A text with a letter removed, doubled, replaced or swapped in each long word."
+    words = []
+    for word in text.split():
+        i = rng.randrange(1, max(2, len(word) - 1))
+        changed = word[:i] + rng.choice(['', word[i:i + 1]*2, 'x', word[i:i + 2][::-1]]) + word[i + 1:]
+        words.append(changed if len(word) > 3 else word)
+    return ' '.join(words)
+
+
+def test_judges_and_corrects_as_in_python(page, written):
+    searcher, rng = written[1], random.Random(0)
+    products, images = searcher.dataframe, searcher.index.table['image'].tolist()
+    names = products['display name'].str.lower().tolist()[1:61]
+    texts = [*names, *(misspelled(name, rng) for name in names), *products['description'][1:31].str[:60].str.strip()]
+    texts += [*invented_words(20, np.random.default_rng(0)), 'red tractor', 'the', 'Wood-burning stove', 'jeens',
+              "women's T-shirts", 'warmly lined jackets', 'trimming', 'красное платье', '红色连衣裙',
+              'Schuhe für Damen', 'sofa']
+    cases = [dict(text=text) for text in texts] + [dict(text=text, without='red') for text in texts[::6]]
+    cases += [dict(text=text, where=dict(category=['Jeans'])) for text in texts[::6]]
+    likes = [*range(2, 60, 3)]
+    cases += [dict(like=str(row)) for row in likes] + [dict(like=str(row), without='blue') for row in likes[:5]]
+    expected = []
+    for case in cases:
+        like = dict(like=images[int(case['like'])]) if 'like' in case else {}
+        others = {name: case[name] for name in ('where', 'without') if name in case}
+        expected.append(searcher.search(case.get('text', ''), 24, **like, **others))
+    found = page.evaluate(JUDGED, cases)
+    for case, each, table in zip(cases, found, expected):
+        assert each['better'] == (searcher.suggest(case.get('text', '')) or ''), case
+        np.testing.assert_allclose(sorted(each['scores']), sorted(table['match_score']), atol=.02, err_msg=str(case))
+    fails = [bool(match_note(table)) for table in expected]
+    assert np.mean([each['fails'] == fail for each, fail in zip(found, fails)]) > .98 and .1 < np.mean(fails) < .9
+    assert sum(bool(each['better']) for each in found) > 20
+
+
+def test_says_that_nothing_fits_and_corrects(page):
+    ask(page, 'red tractor')
+    assert page.inner_text('.cf-status') == 'No good match; showing the nearest'
+    ask(page, 'blue jeens')
+    page.click('.cf-examples:has-text("Did you mean") >> text=blue jeans')
+    page.wait_for_selector('.cf-grid[data-query="blue jeans"]')
+    assert 'by CLIP score' in page.inner_text('.cf-status') and not page.locator('text=Did you mean').count()
 
 
 def test_search_filter_and_open(page):

@@ -1,7 +1,7 @@
 // A search page without a server: the text tower, the embeddings and the products are files beside it.
 
 import pane from './pane.js';
-import { TextTower, readTensors } from './tower.js';
+import { TextTower } from './tower.js';
 import { Catalogue } from './web_search.js';
 import { FacetBox, RangeBox, make } from './web_filters.js';
 
@@ -41,11 +41,10 @@ export async function load(file, onProgress = () => {}) {
   return new Blob(chunks).arrayBuffer();
 }
 
-async function unpack(buffer) { // servers and browsers may have decompressed it already
+function unpack(buffer) { // as a response; servers and browsers may have decompressed it already
   const [first, second] = new Uint8Array(buffer, 0, 2);
-  const blob = new Blob([buffer]);
-  if (first !== 0x1f || second !== 0x8b) return blob.text();
-  return new Response(blob.stream().pipeThrough(new DecompressionStream('gzip'))).text();
+  const isPacked = first === 0x1f && second === 0x8b;
+  return new Response(isPacked ? new Blob([buffer]).stream().pipeThrough(new DecompressionStream('gzip')) : buffer);
 }
 
 
@@ -88,16 +87,17 @@ const chips = (list, text = '') => html`<div class="cf-chips cf-examples">${text
 const message = (title, text, list) => html`<div class="cf-message"><h2>${title}</h2><p>${text}</p><div class="cf-chips">${list.map(chip)}</div></div>`;
 const examples = () => catalogue.examples.map(text => ({ label: text, action: 'query', value: text }));
 
-function card({ product, row, cosine }, best) {
+function card({ product, row, cosine, match }, best) {
   const { names, kinds, prices, stocks, soldOut } = catalogue.products;
   const [name, kind, price, stock] = [names[product], kinds[product], prices?.[product] ?? '', stocks?.[product] ?? ''];
   const [opens, like] = [phrase('card.details', { name }), phrase('card.like.name', { name })];
+  const percent = Math.round(100 * (match ?? Math.max(cosine, 0) / Math.max(best, 1e-9)));
   const stockClass = soldOut?.[product] ? 'cf-stock cf-sold-out' : 'cf-stock';
   return html`<article class="cf-card">
     <div class="cf-frame"><button type="button" class="cf-open" data-action="open" data-value="${row}" aria-label="${opens}" title="${opens}">${imageTag(row, name)}</button></div>
     <div class="cf-name" title="${name}">${name}</div><div class="cf-soft" title="${kind}">${kind}</div>
     ${price || stock ? html`<div class="cf-offer">${price && html`<b class="cf-price">${price}</b>`}${stock && html`<span class="${stockClass}">${stock}</span>`}</div>` : ''}
-    ${cosine === null ? '' : html`<div class="cf-score" title="${phrase('card.score.hint')}"><span class="cf-bar"><i data-percent="${Math.round(100 * Math.max(cosine, 0) / Math.max(best, 1e-9))}"></i></span><b>${score(cosine, 1)}</b></div>`}
+    ${cosine === null ? '' : html`<div class="cf-score" title="${phrase('card.score.hint')}"><span class="cf-bar"><i data-percent="${percent}"></i></span><b>${score(cosine, 1)}</b></div>`}
     <button type="button" class="cf-like" data-action="like" data-value="${row}" aria-label="${like}" title="${like}">${phrase('card.like')}</button>
   </article>`;
 }
@@ -132,13 +132,12 @@ function noResults() { // which filter to remove
 }
 
 export function find(wanted) { // products for a query
+  const { text, where } = wanted;
   const count = Number(wanted.count);
+  if (!text && wanted.like === '') return catalogue.browse(count, where);
+  const [given, unwanted] = [text, wanted.without].map(each => (each ? tower.embed(each) : null));
   const like = wanted.like === '' ? null : Number(wanted.like);
-  if (!wanted.text && like === null) return catalogue.browse(count, wanted.where);
-  let vector = wanted.text ? tower.embed(wanted.text) : catalogue.vector(like);
-  if (wanted.without) vector = catalogue.combine(vector, tower.embed(wanted.without));
-  const without = like === null ? null : catalogue.owner(like);
-  return catalogue.nearest(vector, { count, where: wanted.where, without, text: wanted.words === '1' ? wanted.text : '' });
+  return catalogue.search({ wanted: given, unwanted, like, text, words: wanted.words === '1', count, where });
 }
 
 function draw() {
@@ -156,9 +155,11 @@ function draw() {
   const total = catalogue.mask(query.where).reduce((sum, one) => sum + one, 0);
   const best = Math.max(...shown.map(each => each.cosine));
   const cards = html`<div class="cf-grid" data-query="${query.text}">${shown.map(each => card(each, best))}</div>`;
-  const first = isEmpty ? chips(examples(), phrase('try')) : '';
+  const better = query.text && catalogue.suggest(query.text);
+  const spelling = better ? chips([{ label: better, action: 'query', value: better }], phrase('suggest')) : '';
+  const first = isEmpty ? chips(examples(), phrase('try')) : spelling;
   const note = isEmpty && query.without ? ` · ${phrase('status.without')}` : '';
-  const key = isEmpty ? 'status.all' : query.text && query.words === '1' ? 'status.words' : 'status.found';
+  const key = isEmpty ? 'status.all' : catalogue.scale?.fails(shown) ? 'match.none' : query.text && query.words === '1' ? 'status.words' : 'status.found';
   show(phrase(key, { n: shown.length, total }) + note, html`${restrictions()}${first}${cards}`);
   for (const bar of page.querySelectorAll('.cf-bar i')) bar.style.width = `${bar.dataset.percent}%`; // no styles in HTML
 }
@@ -166,7 +167,7 @@ function draw() {
 async function open(row) { // the details of a product
   const product = catalogue.owner(row);
   const name = catalogue.products.names[product];
-  const block = JSON.parse(await unpack(await load(`about/${Math.floor(product / catalogue.block)}.json.gz`)));
+  const block = await unpack(await load(`about/${Math.floor(product / catalogue.block)}.json.gz`)).json();
   const [facts, text] = block[product % catalogue.block];
   const found = shown.find(each => each.product === product);
   if (found && found.cosine !== null) facts.unshift([phrase('score'), score(found.cosine, 2)]);
@@ -268,7 +269,9 @@ async function start() {
   };
   const loading = files.map((file, i) => load(file, share => onProgress(i, share)));
   loading.forEach(each => each.catch(() => {})); // reported below
-  catalogue = new Catalogue(JSON.parse(await unpack(await load('catalogue.json.gz'))));
+  catalogue = new Catalogue(await unpack(await load('catalogue.json.gz')).json());
+  const match = catalogue.hasScale ? load('match.safetensors.gz').then(buffer => unpack(buffer).arrayBuffer()) : null;
+  match?.catch(() => {}); // reported below
   Object.assign(state.texts, { busy: phrase('busy'), details: phrase('details'), language: catalogue.language });
   pane.render({ model, el: page.querySelector('#results') });
   const texts = catalogue.facets.filter(facet => !facet.numbers); // the first two are open
@@ -281,8 +284,7 @@ async function start() {
   page.hidden = false;
   change(fromAddress(location.search), { keepsAddress: true });
   const [embeddings, weights] = await Promise.all(loading);
-  const { tensors } = readTensors(embeddings);
-  catalogue.setEmbeddings(tensors);
+  catalogue.setEmbeddings(embeddings, await match);
   tower = new TextTower(weights);
   if (query.text || query.like) draw();
   return { catalogue, tower };

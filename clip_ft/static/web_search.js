@@ -1,6 +1,7 @@
 // The products of a page without a server: filters, ranking, and texts.
 
-import { linear, speedUp, valueAt } from './tower.js';
+import { linear, readTensors, speedUp, valueAt } from './tower.js';
+import { MatchScale, Spelling } from './web_match.js';
 
 const SAMPLE = 2048; // products from which the spread of cosines is estimated
 
@@ -14,8 +15,10 @@ const TOKENS = new RegExp(`[${UNSPACED}]+|${WORD}(?:[-./'’]${WORD})*`, 'gu');
 const PARTS = new RegExp(`(?:[\\p{L}\\p{Nl}\\p{No}]|[${MARKS}])+|\\p{Nd}+`, 'gu');
 const isUnspaced = new RegExp(`^[${UNSPACED}]`);
 
+const foldedText = text => text.normalize('NFKC').toLowerCase().replaceAll('ß', 'ss').replaceAll('ς', 'σ');
+const tokensOf = text => foldedText(text).match(TOKENS) ?? [];
+
 function termsOf(text, stems) { // stems: the terms of words that are not their own term
-  const folded = text.normalize('NFKC').toLowerCase().replaceAll('ß', 'ss').replaceAll('ς', 'σ');
   const term = word => (Object.hasOwn(stems, word) ? stems[word] : word.normalize('NFD').replace(/[\u0300-\u036f]/g, ''));
   const split = token => {
     if (isUnspaced.test(token)) return [...token].flatMap((letter, i) => [token.slice(i, i + 2), letter]);
@@ -24,7 +27,7 @@ function termsOf(text, stems) { // stems: the terms of words that are not their 
     const parts = token.match(PARTS) ?? [];
     return parts.length < 2 ? [term(token)] : [token.replace(/[-/]/g, ''), ...parts].map(term);
   };
-  return [...new Set((folded.match(TOKENS) ?? []).flatMap(split))];
+  return [...new Set(tokensOf(text).flatMap(split))];
 }
 
 
@@ -39,10 +42,13 @@ export class Catalogue {
     this.sample = this.rows.filter((_, product) => product % Math.ceil(this.count / SAMPLE) === 0);
   }
 
-  setEmbeddings(tensors) {
+  setEmbeddings(buffer, match = null) { // match: of a catalogue with a scale
+    const { tensors } = readTensors(buffer);
     speedUp({ vectors: tensors.vectors });
     Object.assign(this, tensors); // vectors, scales; and starts, owned and bm25: the products of each term and their scores
     this.terms = new Map(this.words.terms.map((term, i) => [term, i]));
+    this.spelling = new Spelling(this.words, word => termsOf(word, this.words.stems).some(term => this.terms.has(term)));
+    this.scale = match && new MatchScale(match, this.words.stems);
   }
 
   owner(row) {
@@ -137,8 +143,28 @@ export class Catalogue {
     return scores.map(score => score / best);
   }
 
-  nearest(vector, { count, where = {}, without = null, text = '' }) { // product, row of its best image, and cosine; best first
-    const [cosines, mask] = [this.cosines(vector), this.mask(where)];
+  suggest(text) { // another spelling of a query; empty if there is none
+    return this.spelling.suggest(foldedText(text), tokensOf(text));
+  }
+
+  // wanted and unwanted are vectors of texts, either may be null; like is a row, and text the words to rank by
+  search({ wanted, unwanted, like = null, text, words, count, where }) {
+    const [image, without] = like === null ? [null, null] : [this.vector(like), this.owner(like)];
+    const vector = unwanted ? this.combine(wanted ?? image, unwanted) : wanted ?? image;
+    const cosines = this.cosines(vector);
+    const found = this.nearest(cosines, { count, where, without, text: words ? text : '' });
+    if (!this.scale) return found;
+    const top = (each, number, conditions = {}) => this.nearest(each, { count: number, ...conditions });
+    if (wanted) return this.scale.judged(text, this.scale.ofText(this.scale.queryWords(text), vector, found, top(cosines, this.scale.top, { where })), found);
+    const near = unwanted ? this.cosines(image) : cosines;
+    const nearest = top(near, this.scale.top, { where, without });
+    const dense = nearest.slice(0, this.scale.neighbours).map(({ row }) => top(this.cosines(this.vector(row)), this.scale.neighbours + 1).slice(1))
+      .map(around => around.reduce((total, each) => total + each.cosine / around.length, 0));
+    return this.scale.judged('', this.scale.ofImage(dense, found.map(each => ({ ...each, cosine: near[each.row] })), nearest), found);
+  }
+
+  nearest(cosines, { count, where = {}, without = null, text = '' }) { // product, row of its best image, and cosine; best first
+    const mask = this.mask(where);
     const weight = text && this.words.weight * this.spread(cosines);
     const bonus = text ? this.wordScores(text).map(score => score * weight) : new Float32Array(this.count);
     const best = new Int32Array(this.count).fill(-1);
