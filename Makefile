@@ -16,11 +16,13 @@ export TOKENIZERS_PARALLELISM = false
 help: ## List the targets (also: plain make)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# Rebuilt when a pin or a requirement changes. A failed installation leaves no stamp, so the next make repeats it.
+# Rebuilt when a pin or a requirement changes. A failed installation leaves no stamp, so the next make repeats it. pip
+# compiles with one process, compileall with one per core; it fails on templates that packages ship as .py files.
 .venv/ready: settings.ini setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "clip_ft needs Python 3.11 or later; set it with make PYTHON=...")'
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m compileall -qq -j 0 .venv/lib || :
 	touch $@
 
 demo: .venv/ready ## Draw a catalogue, train a tiny model on it, evaluate it, embed the catalogue and search it

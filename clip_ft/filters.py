@@ -191,7 +191,8 @@ class RangeBox(widgets.VBox):
         self.heading = widgets.HTML(Markup('<b>{}</b>').format(title))
         self.readout = widgets.HTML().add_class('cf-range')
         self.slider = widgets.IntRangeSlider(
-            min=0, max=last, value=(0, last), readout=False, tooltip=phrase('facet.range', column=title))
+            min=0, max=last, value=(0, last), readout=False, continuous_update=False,
+            tooltip=phrase('facet.range', column=title))
         super().__init__([self.heading, self.readout, self.slider])
         self.add_class('cf-facet')
         self.slider.observe(self.notify, 'value')

@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from functools import partial
 from markupsafe import Markup
 from pathlib import Path
+from threading import RLock
 from traitlets.utils.bunch import Bunch
 
 from .cards import MAX_UPLOAD, Chip, Pane, Thumbnails, chip_row
@@ -51,9 +52,9 @@ class SearchWidget(widgets.VBox):
         self.facets = facets or Facets(searcher.dataframe, columns)
         self.thumbnails = Thumbnails(searcher.image_dir)
         self.history = QueryHistory()
-        self.like = ''
-        self.image = b''
+        self.like, self.image = '', b''
         self.updating = False
+        self.lock = RLock()  # of the thread that sets or draws the whole page
         self.shown = Query()
         self.notice = Markup('')
         self.on_shown: Callable[[Query], None] | None = None
@@ -114,12 +115,10 @@ def _make_tools(self: SearchWidget, top_k: int) -> None:
     self.sort = widgets.Dropdown(options=sort_orders(self.facets), tooltip=phrase('sort.hint'))
     numbers = [(phrase('show', n=n), n) for n in sorted({12, 24, 48, 96, top_k})]
     self.top_k = widgets.Dropdown(options=numbers, value=top_k, tooltip=phrase('show.hint'))
-    self.collapse = widgets.ToggleButton(
-        description=phrase('distinct'), tooltip=phrase('distinct.hint'))
+    self.collapse = widgets.ToggleButton(description=phrase('distinct'), tooltip=phrase('distinct.hint'))
     self.words = widgets.ToggleButton(value=True, description=phrase('words'), tooltip=phrase('words.hint'))
     self.compare = widgets.ToggleButton(
-        description=phrase('compare'), value=self.before is not None,
-        tooltip=phrase('compare.hint'))
+        description=phrase('compare'), value=self.before is not None, tooltip=phrase('compare.hint'))
     self.csv = widgets.Button(description=phrase('csv'), tooltip=phrase('csv.hint'))
     self.contact_sheet = widgets.Button(description=phrase('sheet'), tooltip=phrase('sheet.hint'))
     compare = [self.compare] if self.before else []
@@ -197,14 +196,14 @@ def set_query(
     query: Query,  # new state of the page
 ) -> None:
     "Set the page to a query, and search."
-    self.updating = True
-    for name, widget in self.settings.items():
-        widget.value = getattr(query, name)
-    self.like = query.like
-    self.image = query.image
-    self.filters.set_where(query.where)
-    self.updating = False
-    self.notify()
+    with self.lock:
+        self.updating = True
+        for name, widget in self.settings.items():
+            widget.value = getattr(query, name)
+        self.like, self.image = query.like, query.image
+        self.filters.set_where(query.where)
+        self.updating = False
+        self.notify()
 
 
 @patch
@@ -231,22 +230,23 @@ def _update(self: SearchWidget, is_outdated: Callable[[], bool]) -> None:
         results = self._find(query)
         if is_outdated():
             return
-        status, html = render_results(
-            query, results, self.facets, self.thumbnails, self.searcher.suggest(query.text))
+        words = self.searcher.suggest(query.text)
+        status, html = render_results(query, results, self.facets, self.thumbnails, words)
     except Exception as error:
         results, status, html = {}, '', error_message(error, self.public)
-    if is_outdated():
-        return
-    self.shown, self.results = query, results
-    self.results_html = self.notice + render_query(query, self.facets, self.thumbnails) + html
-    self.notice = Markup('')
-    with self.pane.hold_sync():
-        self.pane.html = self.results_html
-        self.pane.status = status
-    self.history.add(query)
-    if self.on_shown:
-        self.on_shown(query)
-    self._update_widgets(query)
+    html = render_query(query, self.facets, self.thumbnails) + html
+    with self.lock:
+        if is_outdated():
+            return
+        self.shown, self.results = query, results
+        self.results_html = self.notice + html
+        self.notice = Markup('')
+        with self.pane.hold_sync():
+            self.pane.html, self.pane.status = self.results_html, status
+        self.history.add(query)
+        if self.on_shown:
+            self.on_shown(query)
+        self._update_widgets(query)
 
 # %% ../nbs/74_widget.ipynb #73f00007
 @patch
