@@ -36,8 +36,8 @@ demo-commands:
 	$(BIN)/clip_ft_embed --root $(DEMO)
 	$(BIN)/clip_ft_search blue jeans --root $(DEMO) --save-grid $(DEMO)/blue-jeans.png
 
-lab: .venv/ready ## Open the search notebook in JupyterLab (LAB_FLAGS: its options, such as --no-browser)
-	$(BIN)/jupyter lab $(LAB_FLAGS) nbs/65_search.ipynb
+lab: .venv/ready $(if $(filter $(DEMO),$(ROOT)),$(DEMO)/blue-jeans.png) ## Open the search page in JupyterLab (ROOT: a project; LAB_FLAGS: options of JupyterLab, such as --no-browser)
+	CLIP_FT_ROOT='$(abspath $(ROOT))' $(BIN)/jupyter lab $(LAB_FLAGS) nbs/start.ipynb
 
 app: .venv/ready ## Serve the search page to visitors (ROOT: a project, by default the demo; APP_FLAGS: options of clip_ft_app)
 	$(BIN)/clip_ft_app --root $(ROOT) $(APP_FLAGS)
@@ -58,9 +58,10 @@ test-without-demo: .venv/ready
 	failed=0; $(BIN)/python .ci/test_notebooks.py --n_workers 0 --do_print --file_re '$(WITHOUT_DEMO)' || failed=1; \
 		$(MAKE) --no-print-directory test-python || failed=1; exit $$failed
 
-# The notebooks read the demo, which is trained once.
-$(NOTEBOOK_DEMO)/blue-jeans.png: | .venv/ready
-	@$(MAKE) --no-print-directory demo DEMO=$(NOTEBOOK_DEMO)
+# The demo of `make lab` and that of the notebooks, each trained once.
+$(sort $(DEMO)/blue-jeans.png $(NOTEBOOK_DEMO)/blue-jeans.png): | .venv/ready
+	@echo "$(@D) is missing: its products are drawn and a tiny model is trained, once; this takes a few minutes."
+	@$(MAKE) --no-print-directory demo DEMO=$(@D)
 
 test-notebooks: .venv/ready $(NOTEBOOK_DEMO)/blue-jeans.png ## Run all notebooks
 	$(BIN)/python .ci/test_notebooks.py --n_workers 0 --do_print --timing
@@ -80,7 +81,7 @@ docs: .venv/ready ## Render the documentation to _docs; needs Quarto, and fails 
 	log=$$(mktemp) && { PATH="$$PWD/$(BIN):$$PATH" nbdev_docs 2>&1 | tee "$$log"; } && test -s _docs/index.html && ! grep WARN "$$log"
 
 notebooks: .venv/ready ## Run all notebooks, save the outputs that readers see, and write README.md
-	cd nbs && for notebook in [0-9]*.ipynb tutorials/*.ipynb reference/*.ipynb index.ipynb; do \
+	cd nbs && for notebook in [0-9]*.ipynb tutorials/*.ipynb reference/*.ipynb experiments.ipynb benchmarks.ipynb index.ipynb; do \
 		../$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace $$notebook || exit 1; \
 	done
 	$(MAKE) clean-notebooks

@@ -4,6 +4,7 @@ Each notebook runs in an IPython shell of its own. At exit, every shell would co
 which takes minutes for all notebooks together; until then it would keep the variables of its notebook.
 """
 import atexit
+import os
 
 from execnb.shell import CaptureShell
 from nbdev.test import nbdev_test
@@ -17,4 +18,5 @@ def create_without_cleanup(self, *args, **kwargs):
 
 
 CaptureShell.__init__ = create_without_cleanup
+os.environ.setdefault("CLIP_FT_ROOT", "../runs/notebooks")  # what app.ipynb and start.ipynb show
 nbdev_test()

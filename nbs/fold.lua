@@ -22,6 +22,11 @@ local function share_of_tests(text)
 end
 
 function CodeBlock(block)
+  if block.classes:includes("python") and (block.text:match("^def ") or block.text:match("^class ")) then
+    -- A signature: nbdev writes the module of a notebook, and Python that of a default that a function makes.
+    block.text = block.text:gsub("__main__%.", ""):gsub("=<factory>", "=...")
+    return block
+  end
   if not block.classes:includes("cell-code") or block.attributes["code-fold"] then return nil end
   local share, lines = share_of_tests(block.text)
   if lines >= 3 and share >= .5 then
@@ -29,4 +34,11 @@ function CodeBlock(block)
     block.attributes["code-summary"] = "Tests"
     return block
   end
+end
+
+-- A picture with a caption is described by it: Quarto would leave its alt text empty.
+function Image(image)
+  if image.attributes['fig-alt'] or #image.caption == 0 then return nil end
+  image.attributes['fig-alt'] = pandoc.utils.stringify(image.caption)
+  return image
 end

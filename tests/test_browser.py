@@ -1,4 +1,4 @@
-"""The search page in a real browser: in JupyterLab and with Voila, both of which show app.ipynb, and as clip_ft_app.
+"""The search page in a real browser: as start.ipynb in JupyterLab, as app.ipynb with Voila, and as clip_ft_app.
 
 Needs Chromium (Debian: apt-get install chromium); without it they are skipped. Screenshots go to runs/screenshots.
 """
@@ -147,12 +147,13 @@ def serve(folder, root, *command):
 
 
 def start_server(kind, folder, root):
-    "Serve app.ipynb with an additional cell that keeps Python busy, or run clip_ft_app."
+    "Serve start.ipynb or app.ipynb with an additional cell that keeps Python busy, or run clip_ft_app."
     if kind == 'app':
         return serve(folder, root, 'python', '-c', APP, '--root', root)
-    notebook = nbformat.read(ROOT/'nbs'/'app.ipynb', as_version=4)
+    name = 'app.ipynb' if kind == 'voila' else 'start.ipynb'
+    notebook = nbformat.read(ROOT/'nbs'/name, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(BUSY_BUTTON if kind == 'voila' else BUSY_CELL))
-    nbformat.write(notebook, folder/'app.ipynb')
+    nbformat.write(notebook, folder/name)
     if kind == 'voila':
         return serve(folder, root, 'voila', 'app.ipynb', '--Voila.ip=127.0.0.1')
     settings = folder/'JUPYTERLAB_SETTINGS_DIR'/'@jupyterlab'/'apputils-extension'
@@ -221,7 +222,7 @@ def site(request, browser, hostile_shop, tmp_path_factory):
         if kind != 'lab':
             page.goto(url, timeout=START)
         else:
-            page.goto(f'{url}/lab/tree/app.ipynb', timeout=START)
+            page.goto(f'{url}/lab/tree/start.ipynb', timeout=START)
             site.wait_for('text=Kernel status: Idle', state='attached', timeout=START)
             run_cell(page, 0)
             run_cell(page, 1)
