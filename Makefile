@@ -75,10 +75,11 @@ lint: .venv/ready ## Check style with ruff and types with mypy
 docs-check: .venv/ready ## Check that the documentation builds and that README.md is up to date
 	$(BIN)/python .ci/check_docs.py
 
-# nbdev_docs rewrites a README.md that is older than nbs/index.ipynb.
-docs: .venv/ready ## Render the documentation to _docs; needs Quarto, and fails if it warns
+# nbdev_docs rewrites a README.md that is older than nbs/index.ipynb. "Try it" links to the search page of the demo.
+docs: $(NOTEBOOK_DEMO)/blue-jeans.png ## Render the documentation to _docs; needs Quarto, and fails if it warns
 	touch README.md
 	log=$$(mktemp) && { PATH="$$PWD/$(BIN):$$PATH" nbdev_docs 2>&1 | tee "$$log"; } && test -s _docs/index.html && ! grep WARN "$$log"
+	$(BIN)/clip_ft_export --root $(NOTEBOOK_DEMO) --web _docs/try
 
 notebooks: .venv/ready ## Run all notebooks, save the outputs that readers see, and write README.md
 	cd nbs && for notebook in [0-9]*.ipynb tutorials/*.ipynb reference/*.ipynb experiments.ipynb benchmarks.ipynb index.ipynb; do \

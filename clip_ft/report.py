@@ -23,9 +23,9 @@ from .core import InputError, Paths, atomic_write, printable
 from .data import catalogue_folder, image_folder, load_split
 from .checkpoints import Snapshots, read_checkpoint, weights_hash
 from .encode import embed_images, embed_images_of_models
-from .errors import confused_pairs, confusion, leaks, rank_changes, slices
-from .evaluation import Evaluation, compare, embed_products, evaluate, evaluate_embedded, overview
-from .evaluation import shown_rows, verdict
+from .errors import confused_pairs, confusion, leaks, next_steps, rank_changes, slices
+from .evaluation import Evaluation, compare, embed_products, evaluate, evaluate_embedded, headline_sentence
+from .evaluation import headlines, overview, shown_rows, verdict
 from .kagl import kagl, kagl_report, whole_catalogue
 from .learned import Learned, leave_out, read_learned, seen_queries, split_digest
 from .processes import stage_lock
@@ -132,7 +132,8 @@ def write_report(
     data = _render(
         figures, title=title, tables=tables, gallery=test.gallery, queries=len(test.query_sets['name']),
         duplicates=f'{duplicates:.0%}', failures=failures, changes=changes, warning=warning,
-        verdict=verdict(before, test), facts=facts or {})
+        verdict=verdict(before, test), facts=facts or {}, headline=headline_sentence(test, before),
+        numbers=headlines(test, before), steps=next_steps(test, before, train, leaked))
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
     return len(data)

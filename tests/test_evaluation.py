@@ -37,7 +37,8 @@ def test_own_queries_and_the_report(place, run, tmp_path):
     assert page.startswith('<!DOCTYPE html>') and '<script' not in page and len(page) < 3e6 and page.count('<img') >= 5
     assert [path.name for path in report.parent.iterdir()] == ['page.html']
     sentence = next(line for line in out.splitlines() if line.startswith('Names: found among the first ten'))
-    assert page.index(sentence) < page.index('<h2>') and f'searched among {len(train)+len(test)} products' in page
+    assert page.index('What to do next') < page.index(sentence)
+    assert f'searched among {len(train)+len(test)} products' in page
 
 
 def split_shop_of(root, columns, tests):
