@@ -76,6 +76,14 @@ def marked_docments(nb):
             yield cell.id
 
 
+def nested_links(nb):
+    "Ids of cells with a name in the text of a link: nbdev would put a second link there, which shows up raw."
+    for cell in nb.cells:
+        names = re.findall(r"\[[^]\n]*`(\w+)`[^]\n]*\]\(", cell.source) if cell.cell_type == "markdown" else ()
+        if any(not name.startswith("clip_ft_") for name in names):
+            yield cell.id
+
+
 def output_texts(cell):
     "The plain texts that readers see below a cell."
     for output in cell.get("outputs", []) if "#| hide" not in cell.source else ():
@@ -228,6 +236,8 @@ def page_problems():
             yield f"{page.name}: the options of cell {cell} are not YAML: a text with a colon needs quotation marks"
         for cell in marked_docments(nb):
             yield f"{page.name}: cell {cell} has a back-ticked name in a docment"
+        for cell in nested_links(nb):
+            yield f"{page.name}: cell {cell} has a back-ticked name in the text of a link"
         for cell in wide_outputs(nb):
             yield f"{page.name}: cell {cell} prints a table wider than {WIDTH} characters"
         for cell in warnings_shown(nb):
