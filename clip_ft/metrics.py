@@ -35,7 +35,7 @@ def clip_score(
     text_embeds: Embeddings,  # [N, D], unit rows; row i describes image i
     factor: float = 100.,  # 100, or 2.5 for the convention of the CLIPScore paper
 ) -> float:  # between 0 and factor; NaN without pairs
-    "Mean of factor * max(cosine, 0) over matching pairs."
+    "Mean of factor times max(cosine, 0) over matching pairs."
     cosines = (torch.as_tensor(image_embeds)*torch.as_tensor(text_embeds)).sum(dim=1)
     return factor*cosines.clamp(min=0).mean().item()
 
