@@ -92,7 +92,7 @@ clean-notebooks: .venv/ready ## Remove widget state, progress bars and other noi
 	$(BIN)/nbdev_clean
 	$(BIN)/python .ci/clean_notebooks.py
 
-screenshot: .venv/ready ## Take the screenshot of the search page for README.md (needs Chromium)
+screenshot: .venv/ready ## Take the screenshots for README.md (needs Chromium)
 	$(BIN)/python .ci/screenshot.py
 
 hooks: .venv/ready ## Install the git hooks, once per clone

@@ -1,4 +1,4 @@
-"""Take the screenshot of the search page that README.md and the documentation show: nbs/images/search-page.png.
+"""Take the screenshots that README.md and the documentation show: nbs/images/search-page.png and checkup-report.png.
 
 Needs Chromium, and a trained demo in runs/notebooks, which running any notebook creates: `make screenshot`.
 """
@@ -10,6 +10,7 @@ import sys
 import time
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from PIL import Image
 from playwright.sync_api import sync_playwright
@@ -41,20 +42,36 @@ def search(page):
     return page.locator(".cf-page").screenshot()
 
 
+def report(page):
+    "Check the demo catalogue; returns a PNG of the beginning of the report."
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "check.html"
+        program = Path(sys.executable).parent / "clip_ft_checkup"
+        command = [program, "--root", ROOT / "runs" / "notebooks", "--report", path]
+        subprocess.run(command, check=True)
+        page.goto(path.as_uri())
+        return page.screenshot()
+
+
+def save(png, name, height):
+    "Save the upper part of a screenshot as a small file."
+    image = Image.open(BytesIO(png)).convert("RGB")
+    image = image.crop((0, 0, image.width, height)).quantize(128, dither=Image.Dither.NONE)
+    image.save(ROOT / "nbs" / "images" / name, optimize=True)
+
+
 def main():
     server = start_server()
     try:
         with sync_playwright() as playwright:
             chromium = shutil.which("chromium") or shutil.which("google-chrome")
             browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-            png = search(browser.new_page(viewport={"width": 1280, "height": 860}))
+            save(search(browser.new_page(viewport={"width": 1280, "height": 860})), "search-page.png", 760)
+            save(report(browser.new_page(viewport={"width": 1100, "height": 860})), "checkup-report.png", 700)
             browser.close()
     finally:
         server.terminate()
         server.wait()
-    image = Image.open(BytesIO(png)).convert("RGB")
-    image = image.crop((0, 0, image.width, 760)).quantize(128, dither=Image.Dither.NONE)
-    image.save(ROOT / "nbs" / "images" / "search-page.png", optimize=True)
 
 
 if __name__ == "__main__":

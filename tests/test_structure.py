@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_WIDTH, MAX_CELL = 120, 60
@@ -321,6 +323,20 @@ def test_package_data_is_shipped():
     others = [path.as_posix() for path in files if path.suffix not in (".py", ".pyc")]
     report(name for name in others if not any(fnmatch(name, pattern) for pattern in patterns))
     assert "py.typed" in others
+
+
+def test_pinned_packages_run_on_the_oldest_python():
+    pins = [line.partition('==') for line in (ROOT/'constraints.txt').read_text().splitlines() if '==' in line]
+    tested = 0
+    for name, _, version in pins:
+        try:
+            package = metadata(name)
+        except PackageNotFoundError:  # of another extra, or of another system
+            continue
+        tested += 1
+        needed = SpecifierSet(package.get('Requires-Python') or '')
+        assert '3.11.0' in needed, f'{name} {version} needs Python {needed}: pin an older version in constraints.txt'
+    assert tested > 100
 
 
 def test_version_has_a_changelog_entry():
