@@ -145,14 +145,17 @@ def _cards(findings: pd.DataFrame, data: CheckupData, thumbnails: Thumbnails, ro
     "The variables of the template for some findings."
     cards = []
     known = data.products.set_index('image')
-    for finding, jpeg, row in zip(findings.to_dict('records'), thumbnails(list(findings['image'])), rows):
+    places = pd.Index(data.images['image']).get_indexer(findings['image'])  # numbers on the map; -1: not on it
+    jpegs = thumbnails(list(findings['image']))
+    for finding, jpeg, row, place in zip(findings.to_dict('records'), jpegs, rows, places):
         image, column = finding['image'], finding['column']
         old = known[column].get(image, '') if column in known and finding['suggestion'] else ''
         width, height = Image.open(BytesIO(jpeg)).size if jpeg else (0, 0)
         texts = {name: _text(finding[name]) for name in ('image', 'product', 'reason', 'column', 'suggestion')}
         unsure = finding['score'] < 1 and finding['kind'] not in IMAGE_KINDS
         sure = f'{min(finding["score"], .99):.0%} sure · ' if unsure else ''
-        cards.append(texts | dict(old=_text(old), sure=sure, jpeg=jpeg, row=row, width=width, height=height))
+        cards.append(texts | dict(
+            old=_text(old), sure=sure, jpeg=jpeg, row=row, place=place, width=width, height=height))
     return cards
 
 # %% ../nbs/97_checkup_report.ipynb #97c00013

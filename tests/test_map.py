@@ -166,6 +166,19 @@ def test_lasso_and_hover(page, shown):
     assert page.locator('.cf-map-card').inner_text().strip()
 
 
+def test_a_product_in_the_address(page, shown):
+    "The address of a page may name a product, as the report of a check-up does."
+    if not page.url.startswith('file:'):
+        pytest.skip('a widget has no address')
+    card = page.locator('.cf-map-card')
+    for row in (5, 9):
+        page.evaluate(f'location.hash = "product={row}"')
+        card.filter(has_text=shown.describe([row])[0][0]).filter(visible=True).wait_for()
+    for wrong in ('99999', '-1', 'x', '<b>'):
+        page.evaluate(f'location.hash = "product={wrong}"')
+    page.click('[data-do=whole]')
+
+
 def test_touch(page):
     "A tap shows a product, one finger moves the map, and two zoom it."
     client = page.context.new_cdp_session(page)

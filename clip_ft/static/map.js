@@ -332,6 +332,12 @@ function render({ model, el }) {
     Object.assign(view, { x: plane.points[2 * row], y: plane.points[2 * row + 1] });
     redraw(true);
   };
+  const show = next => { // a product, and its neighbours
+    const { points } = planes[0];
+    Object.assign(view, { x: points[2 * next], y: points[2 * next + 1], zoom: 8 });
+    point(next, 0);
+    redraw(true);
+  };
   const showWhole = () => {
     Object.assign(view, { x: 32767, y: 32767, zoom: 1 });
     redraw(true);
@@ -448,6 +454,7 @@ function render({ model, el }) {
   const onMessage = (message, buffers) => {
     if (message.about) showCard(message.about, message.row, buffers?.[0]);
     if (message.selection) showSelection(message.selection);
+    if (message.show !== undefined) show(message.show);
   };
   model.on('msg:custom', onMessage);
   listen(matchMedia('(prefers-color-scheme: dark)'), 'change', recolour);
