@@ -229,7 +229,7 @@ def console_script(
     def run(argv: list[str] | None = None) -> None:
         for stream in filter(None, (sys.stdout, sys.stderr)):
             if hasattr(stream, 'reconfigure'):
-                stream.reconfigure(errors='backslashreplace')
+                stream.reconfigure(errors='backslashreplace', line_buffering=True)  # in order, in one file
         try:
             main(argv)
             sys.stdout.flush()

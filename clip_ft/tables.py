@@ -211,7 +211,7 @@ def _decode_other(data: bytes, path: str | Path, problem: str) -> str:
     _check_mixture(data, path, problem)
     if len(found) != 1:
         examples = ' or '.join(f'{word!r} in {encoding}' for encoding, word in list(found.items())[:4])
-        advice = f'pass it, such as --encoding {next(iter(found))}' if found else 'pass it with --encoding'
+        advice = f'pass it, such as --encoding {next(iter(found))}' if found else 'pass it, often --encoding cp1252'
         raise unreadable(path, f'{problem} or another encoding that is certain'
                           f'{examples and ": it could be " + examples}; {advice}')
     (encoding, word), = found.items()

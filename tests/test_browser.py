@@ -185,6 +185,8 @@ def run_cell(page, i):
 
 @pytest.fixture(scope='module')
 def browser():
+    if CHROMIUM is None:
+        pytest.skip('Chromium is not installed: pages were not tested in a browser (apt-get install chromium)')
     sync_api = pytest.importorskip('playwright.sync_api', reason='Playwright is not installed: pip install -e .[dev]')
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     with sync_api.sync_playwright() as playwright:

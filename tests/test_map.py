@@ -8,7 +8,7 @@ import re
 from base64 import b64decode, b64encode
 
 import pytest
-from test_browser import CHROMIUM, browser, watch  # noqa: F401  (a fixture)
+from test_browser import browser, watch  # noqa: F401  (a fixture)
 
 from clip_ft import CatalogueMap, Paths, load_embeddings
 from clip_ft.catalogue_map import write_map
@@ -60,13 +60,6 @@ def shown(shop):
     return CatalogueMap(maps, products, image_folder(catalogue_folder(paths), products), 'category')
 
 
-@pytest.fixture(scope='module')
-def browser_or_skip(request):
-    if CHROMIUM is None:
-        pytest.skip('Chromium is not installed: the map was not tested in a browser (apt-get install chromium)')
-    return request.getfixturevalue('browser')
-
-
 def open_widget(page, shown):
     "Show a widget; Python answers the questions of its script."
     answers = []
@@ -85,9 +78,9 @@ def open_widget(page, shown):
 
 
 @pytest.fixture(scope='module', params=['file', 'widget'])
-def page(request, browser_or_skip, shown, tmp_path_factory):
+def page(request, browser, shown, tmp_path_factory):  # noqa: F811
     "The maps, open in the browser."
-    page = browser_or_skip.new_page(viewport=dict(width=1200, height=900), has_touch=True)
+    page = browser.new_page(viewport=dict(width=1200, height=900), has_touch=True)
     problems = watch(page)
     if request.param == 'file':
         path = tmp_path_factory.mktemp('map')/'map.html'

@@ -10,7 +10,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
-from test_browser import CHROMIUM, HOSTILE, browser, hostile_shop, watch  # noqa: F401  (fixtures)
+from test_browser import HOSTILE, browser, hostile_shop, watch  # noqa: F401  (fixtures)
 from test_families import FAMILIES
 
 from clip_ft.commands import export_main
