@@ -224,24 +224,23 @@ def reference_problems():
             yield f"The tables of reference/{path.name} are not those of the code: run `make notebooks`"
 
 
+CELL_CHECKS = {
+    mixed_cells: "mixes imports with other code",
+    figures_without_text: "shows a figure and has no fig-alt",
+    invalid_options: "has options that are not YAML: a text with a colon needs quotation marks",
+    marked_docments: "has a back-ticked name in a docment",
+    nested_links: "has a back-ticked name in the text of a link",
+    wide_outputs: f"prints a table wider than {WIDTH} characters",
+    warnings_shown: "shows a warning",
+}
+
+
 def page_problems():
     "Problems within single notebooks."
     for page in pages():
         nb = nbformat.read(page, as_version=4)
-        for cell in mixed_cells(nb):
-            yield f"{page.name}: cell {cell} mixes imports with other code"
-        for cell in figures_without_text(nb):
-            yield f"{page.name}: cell {cell} shows a figure and has no fig-alt"
-        for cell in invalid_options(nb):
-            yield f"{page.name}: the options of cell {cell} are not YAML: a text with a colon needs quotation marks"
-        for cell in marked_docments(nb):
-            yield f"{page.name}: cell {cell} has a back-ticked name in a docment"
-        for cell in nested_links(nb):
-            yield f"{page.name}: cell {cell} has a back-ticked name in the text of a link"
-        for cell in wide_outputs(nb):
-            yield f"{page.name}: cell {cell} prints a table wider than {WIDTH} characters"
-        for cell in warnings_shown(nb):
-            yield f"{page.name}: cell {cell} shows a warning"
+        for check, problem in CELL_CHECKS.items():
+            yield from (f"{page.name}: cell {cell} {problem}" for cell in check(nb))
 
 
 def problems(writing):
